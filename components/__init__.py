@@ -1,0 +1,1 @@
+"""The contracts of the pipeline, one component in each file."""

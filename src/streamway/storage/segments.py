@@ -1,0 +1,106 @@
+"""What a file is made of, before it exists: the one vocabulary of everything that moves bytes.
+
+A file to be written is a row of segments: bytes we made ourselves (a safetensors header), and extents of something
+that can be read by offset (a file of the Hub, a tensor inside a torch archive, an object in a bucket). Pulling,
+converting, realigning and copying are the same act with different rows, so one engine serves them all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class ByteReader(Protocol):
+    """Bytes that can be read by offset, from any thread.
+
+    A reader is bound to one version of its source (generation, ETag, inode and mtime); if that version is gone,
+    reads raise SourceChangedError instead of mixing two versions.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where the bytes are, for messages: a path, gs://, or https:// without its query."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the source."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`.
+
+        Raises:
+            TransferError: fewer bytes came than were promised, or the source failed for good.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """`length_bytes` bytes of a reader, from `offset_bytes`."""
+
+    reader: ByteReader
+    offset_bytes: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """`length_bytes` bytes that are made when they are needed, such as a strided view made contiguous.
+
+    `make` is called at most once for each attempt at the part that holds it, and must return the same bytes each
+    time.
+    """
+
+    make: Callable[[], bytes]
+    length_bytes: int
+
+
+Segment = bytes | Extent | Computed
+
+
+def segment_length(segment: Segment) -> int:
+    """Length of a segment in bytes."""
+    return len(segment) if isinstance(segment, bytes) else segment.length_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePlan:
+    """One file to be written.
+
+    Args:
+        uri: Where it goes: a local path or gs://.
+        segments: Its bytes, in order.
+        sha256: What the whole file must hash to, as lower-case hex; None where nobody promised anything.
+    """
+
+    uri: str
+    segments: Sequence[Segment]
+    sha256: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(segment_length(segment) for segment in self.segments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenFile:
+    """One file as it now stands.
+
+    Args:
+        uri: Where it is.
+        size_bytes: Its length.
+        sha256: Lower-case hex of the whole file; None only where the caller asked not to compute it.
+        crc32c: The unsigned 32-bit Castagnoli checksum of the whole file.
+        generation: The object's generation in Cloud Storage; 0 for a local file.
+        moved_bytes: How many of its bytes travelled in this call; 0 when it was already there.
+    """
+
+    uri: str
+    size_bytes: int
+    sha256: str | None
+    crc32c: int
+    generation: int
+    moved_bytes: int
+
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), from any thread, at most a few times a second."""
