@@ -28,7 +28,8 @@ sees: the subject and its value, what is wrong, what was expected beside what wa
     │   ├── ClusterUnreachableError   61
     │   ├── ApplyConflictError        62   another manager owns what we would write
     │   ├── RolloutError              63   the new revision will not become ready; carries the reason
-    │   └── ClusterPermissionError    64   RBAC or an admission webhook said no
+    │   ├── ClusterPermissionError    64   RBAC or an admission webhook said no
+    │   └── ApiServerError            65   the API server refused for another reason; carries its status
     ├── SmokeTestError                70   the endpoint could not be asked
     │   └── WrongAnswerError          71   the endpoint answered, and wrongly
     ├── LaunchError                   80   a pipeline could not be compiled, submitted or scheduled
@@ -150,6 +151,34 @@ class RolloutError(ClusterError):
 
 class ClusterPermissionError(ClusterError):
     exit_code = 64
+
+
+class ApiServerError(ClusterError):
+    """A refusal in the API server's own words.
+
+    Args:
+        problem: As in StreamwayError.
+        next_step: As in StreamwayError.
+        status: HTTP status.
+        reason: Kubernetes' word for it, such as NotFound or Conflict.
+        causes: The causes that the Status object lists, each with `field`, `message` and `reason`.
+    """
+
+    exit_code = 65
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        next_step: str = "",
+        status: int = 0,
+        reason: str = "",
+        causes: tuple[dict[str, str], ...] = (),
+    ) -> None:
+        super().__init__(problem, next_step=next_step)
+        self.status = status
+        self.reason = reason
+        self.causes = causes
 
 
 class SmokeTestError(StreamwayError):

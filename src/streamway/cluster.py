@@ -1,0 +1,571 @@
+"""The way to a Kubernetes API server, shared by everything that talks to one and written once.
+
+Manifests are plain dictionaries all over this project, so a connection speaks JSON by path; the kubernetes client
+underneath reads kubeconfigs, runs credential plugins, and holds the pool of authenticated TLS connections. The same
+pool carries HTTP to a Service inside the cluster, through the API server's service proxy: a pipeline's worker has no
+route to a ClusterIP, but whoever may deploy there can ask through that door.
+"""
+
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import urllib3
+from kubernetes import client as kubernetes_client
+from kubernetes import config as kubernetes_config
+
+from streamway.errors import (
+    ApiServerError,
+    ClusterError,
+    ClusterPermissionError,
+    ClusterUnreachableError,
+    SettingsError,
+)
+
+logger = logging.getLogger("streamway.cluster")
+
+Manifest = dict[str, Any]
+
+_GKE_NAME = re.compile(r"projects/[^/]+/locations/[^/]+/clusters/[^/]+")
+_MEMBERSHIP_NAME = re.compile(r"projects/([^/]+)/locations/([^/]+)/(?:gkeMemberships|memberships)/([^/]+)")
+_CLOUD_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+# Credentials are renewed this long before they expire, so that none expires between the check and its use.
+_EXPIRY_MARGIN_SECONDS = 120
+_RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+_CONNECTIONS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyResponse:
+    """What a Service answered through the API server, or the API server in its place.
+
+    Args:
+        status: HTTP status.
+        body: The whole body.
+        from_api_server: The status is the API server's own (no endpoint behind the Service, say), not the
+            Service's.
+    """
+
+    status: int
+    body: bytes
+    from_api_server: bool = False
+
+    def json(self) -> Any:
+        """Parse the body; ValueError where it is not JSON."""
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
+
+
+class ClusterConnection:
+    """An authenticated way to one API server; safe to use from several threads.
+
+    Args:
+        api_client: A configured kubernetes client. Its credentials are asked for again with every request, so a
+            token that is renewed during a long wait is used.
+        name: What the user called the cluster, for messages.
+    """
+
+    def __init__(self, api_client: Any, *, name: str) -> None:
+        self._client = api_client
+        self._pool: urllib3.PoolManager = api_client.rest_client.pool_manager
+        self.name = name
+        self.address: str = api_client.configuration.host.rstrip("/")
+
+    def get(
+        self, path: str, query: Mapping[str, Any] | None = None, *, timeout_seconds: float = 30
+    ) -> Manifest:
+        """Read one object or list."""
+        return self.request("GET", path, query=query, timeout_seconds=timeout_seconds)
+
+    def find(self, path: str) -> Manifest | None:
+        """Read one object; None where there is none."""
+        try:
+            return self.get(path)
+        except ApiServerError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        timeout_seconds: float = 30,
+    ) -> Manifest:
+        """Send one request and return the object in its answer.
+
+        A refused connection and a busy server are retried until `timeout_seconds` are over, except for POST, which
+        may have taken effect.
+
+        Raises:
+            ClusterUnreachableError: nothing answered, or it does not know us.
+            ClusterPermissionError: RBAC or an admission webhook refused.
+            ApiServerError: any other refusal, with the API server's words.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        pause = 0.2
+        while True:
+            try:
+                return self._request_once(method, path, query, body, content_type, deadline)
+            except (ApiServerError, ClusterUnreachableError) as error:
+                if method == "POST" or not _may_pass(error) or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, 3.0)
+
+    def text(self, path: str, query: Mapping[str, Any] | None = None, *, timeout_seconds: float = 30) -> str:
+        """Read something that is not JSON, such as a container's log."""
+        with self.open("GET", path, query=query, read_timeout_seconds=timeout_seconds) as response:
+            return response.read().decode("utf-8", "replace")
+
+    @contextmanager
+    def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        read_timeout_seconds: float = 60,
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """Open a long answer (a watch, a followed log) that is read as it comes.
+
+        Raises:
+            ClusterUnreachableError, ClusterPermissionError, ApiServerError: as `request`.
+        """
+        timeout = urllib3.Timeout(connect=10, read=read_timeout_seconds)
+        response = self.send(method, path, query=query, timeout=timeout)
+        try:
+            if response.status >= 400:
+                raise self._refusal(response.status, response.data, method, path)
+            yield response
+        finally:
+            response.close()
+            response.release_conn()
+
+    def service_proxy(self, namespace: str, service: str, port: int | str) -> "ServiceProxy":
+        """HTTP to a Service inside the cluster, through the API server."""
+        return ServiceProxy(self, namespace=namespace, service=service, port=port)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        timeout: urllib3.Timeout,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send one request as it is, and return the unread answer whatever its status.
+
+        Raises:
+            ClusterUnreachableError: nothing answered.
+        """
+        headers = {"Accept": "application/json, */*", "Content-Type": content_type, "User-Agent": "streamway"}
+        self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        try:
+            return self._pool.request(
+                method,
+                self.address + path + (f"?{urlencode(_plain(query))}" if query else ""),
+                body=None if body is None else json.dumps(body).encode(),
+                headers=headers,
+                timeout=timeout,
+                retries=False,
+                preload_content=False,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _request_once(
+        self, method: str, path: str, query: Any, body: Any, content_type: str, deadline: float
+    ) -> Manifest:
+        left = max(0.5, deadline - time.monotonic())
+        timeout = urllib3.Timeout(connect=min(10.0, left), read=left)
+        response = self.send(method, path, query=query, body=body, content_type=content_type, timeout=timeout)
+        try:
+            data = response.data
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            response.release_conn()
+        if response.status >= 400:
+            raise self._refusal(response.status, data, method, path)
+        try:
+            return dict(json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise ClusterUnreachableError(
+                f"{self.address} answered {method} {path} with something that is not a Kubernetes object: "
+                f"{_shorten(data)!r}.",
+                next_step="Check that the address is a Kubernetes API server and not a proxy's sign-in page.",
+            ) from error
+
+    def _unreachable(self, error: Exception) -> ClusterUnreachableError:
+        cause: BaseException = error
+        while isinstance(getattr(cause, "reason", None), BaseException):
+            cause = cause.reason  # type: ignore[attr-defined]
+        return ClusterUnreachableError(
+            f"The API server of {self.name} at {self.address} does not answer: {_sentence(cause)}",
+            next_step="Check that the cluster is up and that this machine may reach its address; for GKE, the DNS "
+            "endpoint needs no network path of its own.",
+        )
+
+    def _refusal(self, status: int, data: bytes, method: str, path: str) -> ClusterError:
+        found = _status_of(data)
+        message = str(found.get("message") or _shorten(data) or "no reason given")
+        if status == 401:
+            return ClusterUnreachableError(
+                f"The API server of {self.name} at {self.address} does not accept our credentials (401: {message}).",
+                next_step="Sign in again (gcloud auth application-default login), or name another kubeconfig in "
+                "KUBECONFIG.",
+            )
+        if status == 403 and found.get("reason", "Forbidden") == "Forbidden" and "webhook" not in message:
+            return ClusterPermissionError(
+                f"{self.name} refuses {method} {path.partition('?')[0]}: {message}", next_step=_grant(message)
+            )
+        if "admission webhook" in message or "ValidatingAdmissionPolicy" in message:
+            return ClusterPermissionError(
+                f"An admission rule of {self.name} refuses {method} {path.partition('?')[0]}: {message}",
+                next_step="Change the setting that the rule names, or ask the rule's owner for an exception.",
+            )
+        return ApiServerError(
+            f"{self.name} answered {method} {path.partition('?')[0]} with {status} "
+            f"{found.get('reason', '')}: {message}",
+            next_step="Read the API server's message; correct what it names and run again.",
+            status=status,
+            reason=str(found.get("reason", "")),
+            causes=tuple((found.get("details") or {}).get("causes") or ()),
+        )
+
+
+class ServiceProxy:
+    """HTTP requests to one Service, carried by the API server.
+
+    Args:
+        connection: The cluster.
+        namespace: Of the Service.
+        service: Its name.
+        port: Number or name of the port.
+    """
+
+    def __init__(
+        self, connection: ClusterConnection, *, namespace: str, service: str, port: int | str
+    ) -> None:
+        self._connection = connection
+        self._base = (
+            f"/api/v1/namespaces/{quote(namespace)}/services/http:{quote(service)}:{quote(str(port))}/proxy"
+        )
+
+    def request(
+        self, method: str, path: str, *, body: Any = None, timeout_seconds: float = 30
+    ) -> ProxyResponse:
+        """Ask once and return the answer whatever its status.
+
+        Raises:
+            ClusterUnreachableError: the API server does not answer, or not within `timeout_seconds`.
+        """
+        response = self._send(method, path, body, timeout_seconds)
+        try:
+            data = response.data
+        except urllib3.exceptions.HTTPError as error:
+            raise ClusterUnreachableError(
+                f"The answer to {method} {path} broke off: {_sentence(error)}",
+                next_step="Run again; look at the server's log if it breaks off again.",
+            ) from error
+        finally:
+            response.release_conn()
+        return _proxy_response(response.status, data)
+
+    @contextmanager
+    def events(
+        self, path: str, *, body: Any, timeout_seconds: float = 60
+    ) -> Iterator[tuple[ProxyResponse, Iterator[str]]]:
+        """Post and read server-sent events: the payload of each `data:` line as it arrives.
+
+        Yields the status beside the events; on an error status the body is in the response and no event follows.
+        """
+        response = self._send("POST", path, body, timeout_seconds)
+        try:
+            if response.status >= 400:
+                yield _proxy_response(response.status, response.data), iter(())
+            else:
+                yield ProxyResponse(status=response.status, body=b""), _event_payloads(response)
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _send(self, method: str, path: str, body: Any, timeout_seconds: float) -> urllib3.BaseHTTPResponse:
+        timeout = urllib3.Timeout(connect=min(10.0, timeout_seconds), read=timeout_seconds)
+        return self._connection.send(method, self._base + path, body=body, timeout=timeout)
+
+
+def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnection:
+    """Reach a cluster and prove that it answers and knows us.
+
+    Args:
+        cluster: Empty for KUBECONFIG, ~/.kube/config or the cluster we run in, in that order, as kubectl does;
+            `context:NAME` for a context of the kubeconfig; `projects/P/locations/L/clusters/C` for GKE;
+            `projects/P/locations/L/memberships/M` for a fleet member through Connect Gateway.
+        timeout_seconds: How long the first answer may take.
+
+    Raises:
+        SettingsError: `cluster` has none of these forms.
+        ClusterUnreachableError: there is no such cluster, it does not answer, or it does not know us.
+    """
+    if not cluster or cluster.startswith("context:"):
+        configuration, name = _from_kubeconfig(cluster.removeprefix("context:"))
+    elif _GKE_NAME.fullmatch(cluster):
+        configuration, name = _from_gke(cluster, timeout_seconds)
+    elif match := _MEMBERSHIP_NAME.fullmatch(cluster):
+        configuration, name = (
+            gateway_configuration(*match.groups(), credentials=_cloud_credentials()),
+            cluster,
+        )
+    else:
+        raise SettingsError(
+            f"cluster is {cluster!r}, which names no cluster.",
+            next_step="Leave it empty for KUBECONFIG, or write context:NAME, projects/P/locations/L/clusters/C or "
+            "projects/P/locations/L/memberships/M.",
+        )
+    configuration.connection_pool_maxsize = _CONNECTIONS
+    connection = ClusterConnection(kubernetes_client.ApiClient(configuration), name=name)
+    _prove(connection, timeout_seconds)
+    return connection
+
+
+def gke_configuration(cluster: Any, *, credentials: Any) -> Any:
+    """Configure a client for a GKE cluster, by its DNS endpoint where outside traffic may use it.
+
+    The DNS endpoint has a public certificate and needs no network path to the control plane; an IP endpoint is
+    signed by the cluster's own authority (https://cloud.google.com/kubernetes-engine/docs/concepts/network-isolation).
+
+    Args:
+        cluster: The answer of `get_cluster`.
+        credentials: google-auth credentials, renewed when a request finds them near their end.
+    """
+    configuration = kubernetes_client.Configuration()
+    endpoints = cluster.control_plane_endpoints_config
+    dns = endpoints.dns_endpoint_config
+    if dns.endpoint and dns.allow_external_traffic:
+        configuration.host = f"https://{dns.endpoint}"
+    else:
+        address = cluster.endpoint or endpoints.ip_endpoints_config.private_endpoint
+        configuration.host = f"https://{address}"
+        configuration.ssl_ca_cert = _certificate_file(cluster.master_auth.cluster_ca_certificate)
+    _renew_with(configuration, credentials)
+    return configuration
+
+
+def gateway_configuration(project: str, location: str, membership: str, *, credentials: Any) -> Any:
+    """Configure a client for a fleet member through Connect Gateway.
+
+    Args:
+        project: Project id or number.
+        location: Region of the membership, or `global`.
+        membership: Its name.
+        credentials: As in `gke_configuration`.
+    """
+    region = "" if location == "global" else f"{location}-"
+    configuration = kubernetes_client.Configuration()
+    configuration.host = (
+        f"https://{region}connectgateway.googleapis.com/v1/projects/{project}/locations/{location}"
+        f"/gkeMemberships/{membership}"
+    )
+    _renew_with(configuration, credentials)
+    return configuration
+
+
+def _from_kubeconfig(context: str) -> tuple[Any, str]:
+    # The environment is read here and not by the kubernetes package, which reads it once when it is imported.
+    chosen = os.environ.get("KUBECONFIG", "")
+    path = chosen or str(Path.home() / ".kube" / "config")
+    configuration = kubernetes_client.Configuration()
+    if not chosen and not Path(path).exists() and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        kubernetes_config.load_incluster_config(client_configuration=configuration)
+        return configuration, "this cluster"
+    try:
+        kubernetes_config.load_kube_config(
+            config_file=path,
+            context=context or None,
+            client_configuration=configuration,
+            persist_config=False,
+        )
+    except (kubernetes_config.ConfigException, OSError, ValueError) as error:
+        raise ClusterUnreachableError(
+            f"The kubeconfig {path} gives no cluster{f' for context {context!r}' if context else ''}: "
+            f"{_sentence(error)}",
+            next_step="Set KUBECONFIG to a file that kubectl can use, or name a GKE cluster as "
+            "projects/P/locations/L/clusters/C.",
+        ) from error
+    return configuration, f"context {context!r}" if context else f"kubeconfig {path}"
+
+
+def _from_gke(name: str, timeout_seconds: float) -> tuple[Any, str]:
+    from google.api_core.exceptions import GoogleAPIError
+    from google.cloud import container_v1
+
+    credentials = _cloud_credentials()
+    try:
+        cluster = container_v1.ClusterManagerClient(credentials=credentials).get_cluster(
+            name=name, timeout=timeout_seconds
+        )
+    except GoogleAPIError as error:
+        raise ClusterUnreachableError(
+            f"GKE does not show us the cluster {name}: {_sentence(error)}",
+            next_step="Check the name with `gcloud container clusters list`, and that this account has "
+            "container.clusters.get on its project.",
+        ) from error
+    return gke_configuration(cluster, credentials=credentials), name
+
+
+def _cloud_credentials() -> Any:
+    import google.auth
+    from google.auth.exceptions import GoogleAuthError
+
+    try:
+        credentials, _project = google.auth.default(scopes=[_CLOUD_SCOPE])
+    except GoogleAuthError as error:
+        raise ClusterUnreachableError(
+            f"There are no Google Cloud credentials to reach the cluster with: {_sentence(error)}",
+            next_step="Run `gcloud auth application-default login`, or run under a service account.",
+        ) from error
+    return credentials
+
+
+def _renew_with(configuration: Any, credentials: Any) -> None:
+    """Give a client a token now, and a fresh one whenever a request finds it near its end."""
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import Request
+
+    lock = threading.Lock()
+
+    def renew(target: Any) -> None:
+        with lock:
+            if not credentials.token or _seconds_left(credentials) < _EXPIRY_MARGIN_SECONDS:
+                try:
+                    credentials.refresh(Request())
+                except GoogleAuthError as error:
+                    raise ClusterUnreachableError(
+                        f"The Google Cloud credentials cannot be renewed: {_sentence(error)}",
+                        next_step="Run `gcloud auth application-default login` and go on.",
+                    ) from error
+            target.api_key["authorization"] = credentials.token
+
+    configuration.api_key_prefix["authorization"] = "Bearer"
+    configuration.refresh_api_key_hook = renew
+
+
+def _seconds_left(credentials: Any) -> float:
+    from google.auth import _helpers
+
+    return (
+        float("inf")
+        if credentials.expiry is None
+        else (credentials.expiry - _helpers.utcnow()).total_seconds()
+    )
+
+
+def _certificate_file(encoded: str) -> str:
+    """Write a cluster's authority where the TLS layer can read it: it takes files only."""
+    import base64
+
+    with tempfile.NamedTemporaryFile("wb", prefix="streamway-ca-", suffix=".crt", delete=False) as file:
+        file.write(base64.b64decode(encoded))
+    return file.name
+
+
+def _prove(connection: ClusterConnection, timeout_seconds: float) -> None:
+    """One small authenticated read: discovery is open to everyone the cluster knows."""
+    try:
+        found = connection.get("/api", timeout_seconds=timeout_seconds)
+    except ClusterPermissionError:
+        return
+    except ApiServerError as error:
+        raise ClusterUnreachableError(str(error.problem), next_step=error.next_step) from error
+    if found.get("kind") != "APIVersions":
+        raise ClusterUnreachableError(
+            f"{connection.address} answers, but not as a Kubernetes API server (kind {found.get('kind')!r}).",
+            next_step="Check the server address in the kubeconfig.",
+        )
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, ApiServerError):
+        return error.status in _RETRIED_STATUSES
+    return "credentials" not in str(error)
+
+
+def _plain(query: Mapping[str, Any] | None) -> dict[str, str]:
+    return {
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in (query or {}).items()
+    }
+
+
+def _status_of(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and found.get("kind") == "Status" else {}
+
+
+def _proxy_response(status: int, data: bytes) -> ProxyResponse:
+    return ProxyResponse(status=status, body=data, from_api_server=bool(_status_of(data)))
+
+
+def _event_payloads(response: urllib3.BaseHTTPResponse) -> Iterator[str]:
+    pending = b""
+    try:
+        for piece in response.stream(8192):
+            *lines, pending = (pending + piece).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    yield line[5:].strip().decode("utf-8", "replace")
+    except urllib3.exceptions.HTTPError as error:
+        raise ClusterUnreachableError(
+            f"A streamed answer broke off: {_sentence(error)}",
+            next_step="Run again; look at the server's log if it breaks off again.",
+        ) from error
+
+
+def _grant(message: str) -> str:
+    """Name the permission that RBAC misses, from its own message."""
+    match = re.search(
+        r'cannot (\S+) resource "([^"]+)" in API group "([^"]*)"(?: in the namespace "([^"]+)")?', message
+    )
+    if match is None:
+        return "Ask whoever administers the cluster for this permission."
+    verb, resource, group, namespace = match.groups()
+    kind = "role" if namespace else "clusterrole"
+    full = f"{resource}.{group}" if group else resource
+    where = f" --namespace={namespace}" if namespace else ""
+    return (
+        f"Ask for the verb {verb!r} on {full}: "
+        f"kubectl create {kind} streamway --verb={verb} --resource={full}{where}, bound to this account."
+    )
+
+
+def _sentence(error: BaseException) -> str:
+    text = re.sub(r"<[^>]*object at 0x[0-9a-f]+>:? ?", "", str(error)).strip() or type(error).__name__
+    return text if text.endswith(".") else text + "."
+
+
+def _shorten(data: bytes) -> str:
+    return data[:300].decode("utf-8", "replace").strip()
