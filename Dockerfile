@@ -1,0 +1,16 @@
+# The image that the pipeline's components run in. No torch, no engine: weights are read as bytes.
+FROM python:3.11-slim AS build
+WORKDIR /build
+COPY pyproject.toml constraints.txt README.md ./
+COPY src src
+COPY components components
+COPY pipelines pipelines
+RUN python -m venv /opt/streamway \
+    && /opt/streamway/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .
+
+FROM python:3.11-slim
+COPY --from=build /opt/streamway /opt/streamway
+RUN useradd --uid 10001 --create-home streamway
+USER 10001
+ENV PATH=/opt/streamway/bin:$PATH PYTHONUNBUFFERED=1
+ENTRYPOINT []

@@ -1,0 +1,73 @@
+"""Step 5: vLLM on the cluster, streaming the release from the bucket."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from streamway.components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def deploy_server(
+    model_id: str,
+    commit_sha: str,
+    size_bytes: int,
+    run_uri: str,
+    release: dsl.Input[dsl.Model],
+    name: str,
+    image: str,
+    cluster: str = "",
+    namespace: str = "models",
+    accelerator: str = "nvidia-l4",
+    gpu_count: int = 0,
+    zone: str = "",
+    engine_arguments: list = [],  # noqa: B006
+    environment: dict = {},  # noqa: B006
+    timeout_seconds: float = 0.0,
+) -> NamedTuple("Outputs", [("service", str), ("port", int), ("served_model_name", str), ("revision", str)]):
+    """Apply the server and watch it until it answers its health check, or say why it never will.
+
+    Args:
+        model_id: Hugging Face model id.
+        commit_sha: The commit that is served.
+        size_bytes: Size of the release, in bytes; timeouts and memory follow from it.
+        run_uri: Where this run keeps its journal.
+        release: The published model.
+        name: Name of the endpoint: of its Deployment and Service.
+        image: The engine's image.
+        cluster: Empty for the current kubeconfig or the cluster this runs in; or
+            projects/P/locations/L/clusters/C for a GKE cluster.
+        namespace: Kubernetes namespace.
+        accelerator: GKE accelerator, such as nvidia-l4.
+        gpu_count: GPUs for the server; 0 derives them from the size of the model.
+        zone: Zone to keep the server in, such as the cached one; empty for any.
+        engine_arguments: More arguments for `vllm serve`.
+        environment: More environment variables for the engine.
+        timeout_seconds: Longest wait for the rollout; 0 derives it from the size of the model.
+
+    Returns:
+        service: Name of the Service.
+        port: Its port.
+        served_model_name: The model's name in the API.
+        revision: Revision of the Deployment.
+    """
+    from streamway import report, server
+
+    with report.step("deploy_server", run_uri) as step:
+        deployed = server.deploy_server(
+            release_uri=release.uri,
+            model_id=model_id,
+            commit_sha=commit_sha,
+            size_bytes=size_bytes,
+            name=name,
+            image=image,
+            cluster=cluster,
+            namespace=namespace,
+            accelerator=accelerator,
+            gpu_count=gpu_count,
+            zone=zone,
+            engine_arguments=engine_arguments,
+            environment=environment,
+            timeout_seconds=timeout_seconds,
+        )
+        step.keep(deployed)
+    return (deployed.service, deployed.port, deployed.served_model_name, deployed.revision)

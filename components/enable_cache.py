@@ -1,0 +1,42 @@
+"""Step 4: an Anywhere Cache in each zone that serves, so that reads stay in the zone."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from streamway.components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def enable_cache(
+    run_uri: str,
+    release: dsl.Input[dsl.Model],
+    zones: list = [],  # noqa: B006
+    ttl_hours: float = 24.0,
+    wait: str = "none",
+    timeout_seconds: float = 7200.0,
+) -> NamedTuple("Outputs", [("states", dict)]):
+    """Create, update or resume the cache of each zone; a cache that is still being created is not a failure.
+
+    Args:
+        run_uri: Where this run keeps its journal.
+        release: The published model; its bucket is the one to cache.
+        zones: Zones to cache in, such as us-central1-a; empty for none.
+        ttl_hours: How long an entry lives, 1 to 168 hours.
+        wait: "none" goes on at once, "running" waits until every cache serves.
+        timeout_seconds: Longest wait, in seconds.
+
+    Returns:
+        states: The state of the cache in each zone.
+    """
+    from streamway import cache, report, storage
+
+    with report.step("enable_cache", run_uri) as step:
+        enabled = cache.enable_cache(
+            bucket=storage.bucket_of(release.uri),
+            zones=zones,
+            ttl_seconds=int(ttl_hours * 3600),
+            wait=wait,
+            timeout_seconds=timeout_seconds,
+        )
+        step.keep(enabled)
+    return ({zone.zone: zone.state for zone in enabled.zones},)

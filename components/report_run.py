@@ -1,0 +1,28 @@
+"""The exit handler: one page for the run, whether it succeeded or failed."""
+
+from kfp import dsl
+from streamway.components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def report_run(
+    run_uri: str,
+    page: dsl.Output[dsl.HTML],
+    status: dsl.PipelineTaskFinalStatus,
+):
+    """Write the run's report from what its steps left in the journal.
+
+    Args:
+        run_uri: Where this run keeps its journal.
+        status: How the six steps ended, filled in by the pipeline.
+
+    Returns:
+        page: The report.
+    """
+    from pathlib import Path
+
+    from streamway import report, storage
+
+    html = report.render_page(report.RunJournal.load(run_uri), state=status.state)
+    Path(page.path).write_text(html)
+    storage.write_file(storage.join(run_uri, "report.html"), html.encode())

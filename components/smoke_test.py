@@ -1,0 +1,65 @@
+"""Step 6: the endpoint must answer, correctly, as the model that was deployed."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from streamway.components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def smoke_test(
+    commit_sha: str,
+    run_uri: str,
+    service: str,
+    port: int,
+    served_model_name: str,
+    metrics: dsl.Output[dsl.Metrics],
+    answers: dsl.Output[dsl.HTML],
+    cluster: str = "",
+    namespace: str = "models",
+    questions: list = [],  # noqa: B006
+    timeout_seconds: float = 300.0,
+) -> NamedTuple("Outputs", [("passed", bool)]):
+    """Ask the endpoint questions with known answers through the API server; a wrong answer fails the run.
+
+    Args:
+        commit_sha: The commit that must be deployed.
+        run_uri: Where this run keeps its journal.
+        service: Name of the Service.
+        port: Its port.
+        served_model_name: The name that the API must report.
+        cluster: As in deploy_server.
+        namespace: Kubernetes namespace.
+        questions: Questions with expected answers, each with `prompt` and `expect` (a regular expression); empty
+            asks only for a sound completion.
+        timeout_seconds: Longest time for the whole test.
+
+    Returns:
+        metrics: Latency and throughput.
+        answers: What was asked and answered, as a page.
+        passed: True; a test that fails raises instead.
+    """
+    from pathlib import Path
+
+    from streamway import report, smoke
+
+    with report.step("smoke_test", run_uri) as step:
+        try:
+            verdict = smoke.smoke_test(
+                commit_sha=commit_sha,
+                service=service,
+                port=port,
+                served_model_name=served_model_name,
+                cluster=cluster,
+                namespace=namespace,
+                questions=smoke.parse_questions(questions),
+                timeout_seconds=timeout_seconds,
+            )
+        except smoke.WrongAnswerError as error:
+            Path(answers.path).write_text(smoke.render_html(error.report))
+            raise
+        step.keep(verdict)
+    for name, value in verdict.metrics.items():
+        metrics.log_metric(name, value)
+    Path(answers.path).write_text(smoke.render_html(verdict))
+    return (verdict.passed,)

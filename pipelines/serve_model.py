@@ -1,0 +1,138 @@
+"""serve_model: from a model id to an endpoint that has answered correctly."""
+
+from kfp import dsl
+from streamway.components import (
+    convert_weights,
+    deploy_server,
+    enable_cache,
+    pull_model,
+    report_run,
+    smoke_test,
+    upload_model,
+)
+
+ENGINE_IMAGE = "vllm/vllm-openai:v0.32.0"
+
+
+@dsl.pipeline(
+    name="serve-model",
+    display_name="Serve a model",
+    description="From a Hugging Face model id to a verified OpenAI endpoint on GKE.",
+)
+def serve_model(
+    model_id: str,
+    release_root: str,
+    name: str,
+    revision: str = "main",
+    token_secret: str = "",
+    allowed_licences: list = [],  # noqa: B006
+    allow_remote_code: bool = False,
+    cache_zones: list = [],  # noqa: B006
+    cache_ttl_hours: float = 24.0,
+    cluster: str = "",
+    namespace: str = "models",
+    image: str = ENGINE_IMAGE,
+    accelerator: str = "nvidia-l4",
+    gpu_count: int = 0,
+    zone: str = "",
+    engine_arguments: list = [],  # noqa: B006
+    environment: dict = {},  # noqa: B006
+    questions: list = [],  # noqa: B006
+):
+    """Take a Hugging Face model id to a verified OpenAI endpoint on GKE.
+
+    1. Pull the commit's files to staging, checked against the Hub.
+    2. Convert them to one verified set of safetensors.
+    3. Upload: publish the release, its manifest last.
+    4. Enable the Anywhere Cache of each zone.
+    5. Deploy vLLM, which streams the weights from the bucket.
+    6. Smoke-test the endpoint; a wrong answer fails the run.
+
+    Whatever happens, the exit handler writes the run's report.
+
+    Args:
+        model_id: Hugging Face model id, as `org/name`.
+        release_root: Where releases live, as gs://BUCKET/PREFIX.
+        name: Name of the endpoint.
+        revision: Branch, tag or commit of the model.
+        token_secret: Secret Manager resource name of a Hub token; empty for public models.
+        allowed_licences: Licence ids that may be served; empty allows any.
+        allow_remote_code: Whether a model that brings its own Python code may be served.
+        cache_zones: Zones to cache the bucket in; empty for none.
+        cache_ttl_hours: How long a cache entry lives, 1 to 168 hours.
+        cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
+        namespace: Kubernetes namespace of the endpoint.
+        image: The engine's image.
+        accelerator: GKE accelerator, such as nvidia-l4.
+        gpu_count: GPUs for the server; 0 derives them from the size of the model.
+        zone: Zone to keep the server in; empty for any.
+        engine_arguments: More arguments for `vllm serve`.
+        environment: More environment variables for the engine.
+        questions: Questions with expected answers, each with `prompt` and `expect`.
+    """
+    run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
+    finish = report_run(run_uri=run_uri).set_display_name("Report")
+
+    with dsl.ExitHandler(finish, name="six steps"):
+        pulled = pull_model(
+            model_id=model_id,
+            revision=revision,
+            release_root=release_root,
+            run_uri=run_uri,
+            token_secret=token_secret,
+            allowed_licences=allowed_licences,
+            allow_remote_code=allow_remote_code,
+        ).set_display_name("1 Pull")
+
+        converted = convert_weights(
+            model_id=model_id,
+            commit_sha=pulled.outputs["commit_sha"],
+            release_root=release_root,
+            run_uri=run_uri,
+            snapshot=pulled.outputs["snapshot"],
+        ).set_display_name("2 Convert")
+
+        published = upload_model(
+            release_root=release_root,
+            run_uri=run_uri,
+            weights=converted.outputs["weights"],
+        ).set_display_name("3 Upload")
+
+        cached = enable_cache(
+            run_uri=run_uri,
+            release=published.outputs["release"],
+            zones=cache_zones,
+            ttl_hours=cache_ttl_hours,
+        ).set_display_name("4 Cache")
+
+        deployed = (
+            deploy_server(
+                model_id=model_id,
+                commit_sha=pulled.outputs["commit_sha"],
+                size_bytes=published.outputs["size_bytes"],
+                run_uri=run_uri,
+                release=published.outputs["release"],
+                name=name,
+                image=image,
+                cluster=cluster,
+                namespace=namespace,
+                accelerator=accelerator,
+                gpu_count=gpu_count,
+                zone=zone,
+                engine_arguments=engine_arguments,
+                environment=environment,
+            )
+            .after(cached)
+            .set_display_name("5 Deploy")
+        )
+
+        smoke_test(
+            commit_sha=pulled.outputs["commit_sha"],
+            run_uri=run_uri,
+            service=deployed.outputs["service"],
+            port=deployed.outputs["port"],
+            served_model_name=deployed.outputs["served_model_name"],
+            cluster=cluster,
+            namespace=namespace,
+            questions=questions,
+        ).set_display_name("6 Smoke test")

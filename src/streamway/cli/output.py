@@ -1,0 +1,87 @@
+"""What a person sees: narration on stderr, results on stdout, bars only where there is a terminal."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from streamway.report.journal import plain
+from streamway.storage.segments import Progress as ProgressCallback
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+LINE_INTERVAL_SECONDS = 5.0
+
+
+def say(text: str, *, style: str = "") -> None:
+    """Narrate one line on stderr."""
+    console.print(escape(text), style=style or None)
+
+
+def show_error(problem: str, next_step: str) -> None:
+    """Show an error: what is wrong, then what to do."""
+    console.print(f"[bold red]Error:[/] {escape(problem)}")
+    if next_step:
+        console.print(f"[bold]Next:[/] {escape(next_step)}")
+
+
+def give(result: Any, *, as_json: bool, lines: list[str]) -> None:
+    """Put a result on stdout: as JSON for programs, as lines for people."""
+    click.echo(json.dumps(plain(result), indent=1) if as_json else "\n".join(lines))
+
+
+@contextlib.contextmanager
+def narrated() -> Iterator[None]:
+    """Show what the rooms narrate."""
+    logger = logging.getLogger("streamway")
+    handler = _ConsoleHandler()
+    logger.addHandler(handler)
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"  {record.getMessage()}", style="yellow" if record.levelno >= logging.WARNING else "dim")
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[ProgressCallback]:
+    """Show how far a transfer has come: a bar on a terminal, a line every few seconds elsewhere."""
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bars:
+            task = bars.add_task(title, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+    else:
+        yield _LineProgress(title)
+
+
+class _LineProgress:
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._spoke = time.monotonic()
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        now = time.monotonic()
+        if now - self._spoke >= LINE_INTERVAL_SECONDS:
+            self._spoke = now
+            share = 100 * done_bytes / total_bytes if total_bytes else 100
+            say(f"{self._title}: {share:.0f}% of {total_bytes / 2**20:.0f} MiB")

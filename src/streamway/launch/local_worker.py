@@ -1,0 +1,48 @@
+"""The process that runs a compiled pipeline for launch.local: started as a group leader, ended with its group."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(pipeline_path: str, folder: str) -> int:
+    """Run the pipeline with the parameters of `folder`/parameters.json; 0 when it succeeded."""
+    _end_with_parent()
+    # Every task's image is a stand-in for this very environment, which is what the warning is about.
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
+    from kfp import components, local
+
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=folder, raise_on_error=True)
+    pipeline = components.load_component_from_file(pipeline_path)
+    parameters = json.loads((Path(folder) / "parameters.json").read_text(encoding="utf-8"))
+    try:
+        pipeline(**parameters)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - this process's output is the run's log
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)
+        # The tasks unwind on SIGTERM; the parent, where there is one, kills what is left.
+        os._exit(143)
+
+    signal.signal(signal.SIGTERM, end)
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(143)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,236 @@
+"""The journal of a run: one JSON object for each step, beside the releases.
+
+A pipeline's exit handler is told only that "a task failed", and its tasks run on different machines. So each step
+writes what it did, how long it took and why it failed to `<run_uri>/<step>.json`; the report and the command line
+read it there, and it works the same on Vertex AI, on Kubeflow and on one machine.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any, Self
+
+from streamway import storage
+from streamway.errors import StreamwayError
+
+STEPS = ("pull_model", "convert_weights", "upload_model", "enable_cache", "deploy_server", "smoke_test")
+MAX_RECORD_BYTES = 4 << 20
+LINE_PREFIX = "streamway"
+"""First word of every line a step narrates; the local runner finds them among a pipeline runner's own lines."""
+
+STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
+"""First words of the lines that mark a step's beginning and end; SUCCEEDED is followed by its seconds, FAILED by
+its error as JSON."""
+
+PROGRESS_INTERVAL_SECONDS = 5.0
+logger = logging.getLogger("streamway.report")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one step did.
+
+    Args:
+        name: The component, such as `pull_model`.
+        status: "succeeded" or "failed".
+        started: UTC time in ISO 8601.
+        seconds: How long it took.
+        result: What the step returned, as plain JSON.
+        error: Kind, message, next step and exit code of a failure; empty on success.
+    """
+
+    name: str
+    status: str
+    started: str
+    seconds: float
+    result: dict[str, Any] = dataclasses.field(default_factory=dict)
+    error: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return cls(**json.loads(text))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunJournal:
+    """All that a run has written so far, in the order of the steps."""
+
+    run_uri: str
+    records: tuple[StepRecord, ...]
+
+    @classmethod
+    def load(cls, run_uri: str) -> Self:
+        """Read every step's record under `run_uri`; steps that never started have none."""
+        records = []
+        for name in STEPS:
+            uri = storage.join(run_uri, f"{name}.json")
+            if storage.exists(uri):
+                records.append(StepRecord.from_json(storage.read_file(uri, max_bytes=MAX_RECORD_BYTES)))
+        return cls(run_uri=run_uri, records=tuple(records))
+
+    @property
+    def failed(self) -> StepRecord | None:
+        return next((record for record in self.records if record.status != "succeeded"), None)
+
+    def record(self, name: str) -> StepRecord | None:
+        return next((record for record in self.records if record.name == name), None)
+
+
+class Step:
+    """One running step: keeps its result, and narrates its progress."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.result: dict[str, Any] = {}
+        self._spoke = time.monotonic()
+        self._began = self._spoke
+        self._lock = threading.Lock()
+
+    def keep(self, result: Any) -> None:
+        """Keep the step's result for the report; a dataclass, turned into plain JSON."""
+        self.result = plain(result)
+
+    def progress(self, done_bytes: int, total_bytes: int) -> None:
+        """Say how far a long transfer has come, at most once every five seconds."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._spoke < PROGRESS_INTERVAL_SECONDS:
+                return
+            self._spoke = now
+        rate = done_bytes / max(now - self._began, 1e-6) / 2**20
+        share = 100 * done_bytes / total_bytes if total_bytes else 100.0
+        logger.info("%.0f%%: %.1f of %.1f MiB, %.0f MiB/s", share, done_bytes / 2**20, total_bytes / 2**20, rate)
+
+
+def plain(value: Any) -> Any:
+    """Turn a result into what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
+
+
+@contextlib.contextmanager
+def step(name: str, run_uri: str) -> Iterator[Step]:
+    """Run one step of a pipeline: narrate on stderr, answer SIGTERM, and write the journal at the end.
+
+    Args:
+        name: The component's name.
+        run_uri: Folder of this run's journal; "" writes none.
+
+    Raises:
+        StreamwayError: whatever the step raised, after it was written down.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    running = Step(name)
+    with _narration(name), _termination_as_interrupt():
+        began = time.monotonic()
+        logger.info("%s", STARTED)
+        try:
+            yield running
+        except BaseException as error:
+            failure = _describe(error)
+            report = getattr(error, "report", None)
+            record = StepRecord(
+                name=name,
+                status="failed",
+                started=started,
+                seconds=round(time.monotonic() - began, 3),
+                result=running.result or (plain(report) if report is not None else {}),
+                error=failure,
+            )
+            logger.error("%s %s", FAILED, json.dumps(failure))
+            _write(record, run_uri)
+            raise
+        record = StepRecord(
+            name=name,
+            status="succeeded",
+            started=started,
+            seconds=round(time.monotonic() - began, 3),
+            result=running.result,
+        )
+        _write(record, run_uri)
+        logger.info("%s %.1f", SUCCEEDED, record.seconds)
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, StreamwayError):
+        return {
+            "kind": type(error).__name__,
+            "problem": error.problem,
+            "next_step": error.next_step,
+            "exit_code": error.exit_code,
+        }
+    if isinstance(error, KeyboardInterrupt):
+        return {
+            "kind": "Interrupted",
+            "problem": "The step was interrupted.",
+            "next_step": "Run the same command again: it goes on where it stopped.",
+            "exit_code": 130,
+        }
+    return {
+        "kind": type(error).__name__,
+        "problem": f"{type(error).__name__}: {error}",
+        "next_step": "This is a defect of Streamway; the traceback in the log says where.",
+        "exit_code": 1,
+    }
+
+
+def _write(record: StepRecord, run_uri: str) -> None:
+    if not run_uri:
+        return
+    try:
+        storage.write_file(storage.join(run_uri, f"{record.name}.json"), record.to_json().encode())
+    except StreamwayError as error:
+        # The step's own outcome matters more than its journal, and a bucket that is missing fails both.
+        logger.warning("the journal of %s could not be written: %s", record.name, error.problem)
+
+
+@contextlib.contextmanager
+def _narration(name: str) -> Iterator[None]:
+    """Send the lines of every room to stderr as `streamway <step> | <text>`."""
+    root = logging.getLogger("streamway")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"{LINE_PREFIX} {name} | %(message)s"))
+    before = (root.level, root.propagate)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.level, root.propagate = before
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let a cancelled task (SIGTERM) unwind like Ctrl-C, so that what it holds is given back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

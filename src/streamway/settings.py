@@ -1,0 +1,223 @@
+"""configs/*.yaml as frozen, typed settings: the one place that knows what a person may write.
+
+An unknown key is an error that names the nearest known one: a setting that is silently ignored is worse than a run
+that does not start.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from streamway.errors import SettingsError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSettings(_Section):
+    """Which model."""
+
+    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="Hugging Face model id, as org/name.")
+    revision: str = Field("main", min_length=1, description="Branch, tag or commit.")
+    token_secret: str = Field("", description="Secret Manager resource name of a Hub token.")
+    allowed_licences: tuple[str, ...] = Field((), description="Licence ids that may be served; empty allows any.")
+    allow_remote_code: bool = Field(False, description="Whether a model may bring its own Python code.")
+
+
+class StorageSettings(_Section):
+    """Where releases live."""
+
+    release_root: str = Field(min_length=1, description="gs://BUCKET/PREFIX, or a folder.")
+
+
+class CacheSettings(_Section):
+    """Anywhere Cache."""
+
+    zones: tuple[str, ...] = Field((), description="Zones to cache in; empty for none.")
+    ttl_hours: float = Field(24.0, ge=1, le=168, description="How long an entry lives, in hours.")
+
+
+class ServerSettings(_Section):
+    """The engine on the cluster."""
+
+    name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$", description="Name of the endpoint, a DNS label.")
+    namespace: str = Field("models", description="Kubernetes namespace.")
+    cluster: str = Field("", description="projects/P/locations/L/clusters/C; empty for the current kubeconfig.")
+    image: str = Field("vllm/vllm-openai:v0.32.0", description="The engine's image, pinned.")
+    accelerator: str = Field("nvidia-l4", description="GKE accelerator.")
+    gpu_count: int = Field(0, ge=0, le=16, description="GPUs; 0 derives them from the model's size.")
+    zone: str = Field("", description="Zone to keep the server in; empty for any.")
+    engine_arguments: tuple[str, ...] = Field((), description="More arguments for `vllm serve`.")
+    environment: dict[str, str] = Field(default_factory=dict, description="More environment for the engine.")
+
+
+class QuestionSettings(_Section):
+    """A question with a known answer."""
+
+    prompt: str = Field(min_length=1)
+    expect: str = Field(min_length=1, description="Regular expression that the answer must match.")
+
+
+class SmokeSettings(_Section):
+    """What the endpoint must answer."""
+
+    questions: tuple[QuestionSettings, ...] = ()
+
+
+class PipelineSettings(_Section):
+    """What a compiled pipeline fixes."""
+
+    image: str = Field("", description="Image of the components; empty for the one that compile fills in.")
+
+
+class SandboxBucket(_Section):
+    name: str = Field(min_length=3)
+    location: str = "US-CENTRAL1"
+
+
+class SandboxSettings(_Section):
+    """The stand-ins for the cloud on this machine; absent for the real one."""
+
+    engine_image: str = Field(
+        "vllm/vllm-openai:*", description="Images that the local engine's environment stands for."
+    )
+    buckets: tuple[SandboxBucket, ...] = ()
+    zone: str = "us-central1-a"
+    gpu_count: int = Field(1, ge=0, le=16)
+    seed: Literal["real", "none"] = "real"
+
+
+class Settings(_Section):
+    """One endpoint, from model to questions."""
+
+    model: ModelSettings
+    storage: StorageSettings
+    server: ServerSettings
+    cache: CacheSettings = CacheSettings()
+    smoke: SmokeSettings = SmokeSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    sandbox: SandboxSettings | None = None
+
+    @classmethod
+    def load(cls, path: Path, *, overrides: dict[str, str] | None = None) -> Self:
+        """Read a configuration file.
+
+        Args:
+            path: The YAML file.
+            overrides: Dotted keys with YAML values that replace the file's, such as {"model.revision": "v2"}.
+
+        Raises:
+            SettingsError: the file is missing, is not YAML, or does not say what it must.
+        """
+        data = _read(path)
+        for key, value in (overrides or {}).items():
+            _set(data, key, yaml.safe_load(value))
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SettingsError(
+                f"{path} has {error.error_count()} wrong setting(s):\n{_explain(error, cls)}",
+                next_step=f"Correct {path} and run again; configs/ holds examples.",
+            ) from error
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of serve_model."""
+        return {
+            "model_id": self.model.id,
+            "revision": self.model.revision,
+            "token_secret": self.model.token_secret,
+            "allowed_licences": list(self.model.allowed_licences),
+            "allow_remote_code": self.model.allow_remote_code,
+            "release_root": self.storage.release_root.rstrip("/"),
+            "cache_zones": list(self.cache.zones),
+            "cache_ttl_hours": self.cache.ttl_hours,
+            "name": self.server.name,
+            "namespace": self.server.namespace,
+            "cluster": self.server.cluster,
+            "image": self.server.image,
+            "accelerator": self.server.accelerator,
+            "gpu_count": self.server.gpu_count,
+            "zone": self.server.zone,
+            "engine_arguments": list(self.server.engine_arguments),
+            "environment": dict(self.server.environment),
+            "questions": [question.model_dump() for question in self.smoke.questions],
+        }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"There is no configuration file {path}.", next_step="Give the path of one, such as configs/sandbox.yaml."
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(
+            f"{path} cannot be read as YAML: {error}", next_step="Correct the file and run again."
+        ) from error
+    if not isinstance(data, dict):
+        raise SettingsError(
+            f"{path} holds {type(data).__name__}, expected sections such as model, storage and server.",
+            next_step="Start from configs/gke-l4.yaml.",
+        )
+    return data
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        entry = data.setdefault(parent, {})
+        if not isinstance(entry, dict):
+            raise SettingsError(f"{dotted} cannot be set: {parent} is not a section.", next_step="Check the key.")
+        data = entry
+    data[last] = value
+
+
+def _explain(error: ValidationError, root: type[BaseModel]) -> str:
+    lines = []
+    for entry in error.errors(include_url=False):
+        where = ".".join(str(part) for part in entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            lines.append(f"  {where} is not a setting{_nearest(entry['loc'], root)}")
+        elif entry["type"] == "missing":
+            lines.append(f"  {where} is missing")
+        else:
+            lines.append(f"  {where} is {entry['input']!r}: {entry['msg']}")
+    return "\n".join(lines)
+
+
+def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
+    known = list(_fields_at(location[:-1], root))
+    match = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    if match:
+        return f"; perhaps you meant {match[0]}?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _fields_at(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, ...]:
+    current: Any = root
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part)
+        if field is None:
+            return ()
+        current = _section_of(field.annotation)
+        if current is None:
+            return ()
+    return tuple(current.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section class inside an annotation such as `X`, `X | None` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section_of(argument)
+        if found is not None:
+            return found
+    return None
