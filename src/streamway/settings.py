@@ -44,7 +44,7 @@ class CacheSettings(_Section):
 class ServerSettings(_Section):
     """The engine on the cluster."""
 
-    name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$", description="Name of the endpoint, a DNS label.")
+    name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$", description="Name of the endpoint, a DNS label.")
     namespace: str = Field("models", description="Kubernetes namespace.")
     cluster: str = Field("", description="projects/P/locations/L/clusters/C; empty for the current kubeconfig.")
     image: str = Field("vllm/vllm-openai:v0.32.0", description="The engine's image, pinned.")

@@ -1,0 +1,148 @@
+"""`streamway check`: everything that can be known before a byte moves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from streamway import cache, cluster, hub, server, storage
+from streamway.cli import output
+from streamway.cli.options import config_argument, environment_of, json_option, load_settings, set_option, state_option
+from streamway.errors import SettingsError, StreamwayError
+from streamway.report.page import format_bytes
+from streamway.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """One thing that was looked at.
+
+    Args:
+        name: What was looked at.
+        ok: Whether the run could go on.
+        found: What is there, or what is wrong.
+        next_step: What to do where it is wrong.
+        exit_code: Exit code of the problem; 0 where there is none.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    next_step: str = ""
+    exit_code: int = 0
+
+
+@click.command()
+@config_argument
+@set_option
+@state_option
+@json_option
+@click.pass_context
+def check(context: click.Context, config: Path, overrides: tuple[str, ...], state_path: Path, as_json: bool) -> None:
+    """Look at everything CONFIG needs, and move nothing.
+
+    The model and its licence, the bucket, the zones against the bucket's location, the cluster and the manifests.
+    Exits with the code of the first thing that is wrong.
+    """
+    settings = load_settings(config, overrides)
+    with environment_of(settings, state_path.absolute()):
+        results = [_look(name, look, settings) for name, look in CHECKS.items()]
+    lines = [line for result in results for line in _lines(result)]
+    output.give(results, as_json=as_json, lines=lines)
+    context.exit(next((result.exit_code for result in results if not result.ok), 0))
+
+
+def _look(name: str, look: Callable[[Settings], str], settings: Settings) -> Checked:
+    try:
+        return Checked(name=name, ok=True, found=look(settings))
+    except StreamwayError as error:
+        return Checked(
+            name=name, ok=False, found=error.problem, next_step=error.next_step, exit_code=error.exit_code
+        )
+
+
+def _lines(result: Checked) -> list[str]:
+    mark = "ok  " if result.ok else "FAIL"
+    lines = [f"{mark}  {result.name:8}  {result.found}"]
+    if result.next_step:
+        lines.append(f"                Next: {result.next_step}")
+    return lines
+
+
+def _model(settings: Settings) -> str:
+    plan = _plan(settings)
+    return (
+        f"{plan.model_id} at {plan.commit_sha[:12]}, licence {plan.licence}, {len(plan.files)} files, "
+        f"{format_bytes(plan.size_bytes)}, of which {format_bytes(plan.size_bytes - plan.moving_bytes)} are already there"
+    )
+
+
+def _plan(settings: Settings) -> hub.PullPlan:
+    model = settings.model
+    return hub.plan_pull(
+        model_id=model.id,
+        revision=model.revision,
+        release_root=settings.storage.release_root,
+        token=hub.read_token(model.token_secret),
+        allowed_licences=model.allowed_licences,
+        allow_remote_code=model.allow_remote_code,
+    )
+
+
+def _storage(settings: Settings) -> str:
+    root = settings.storage.release_root
+    if not storage.is_gs(root):
+        return f"releases go to the folder {root}"
+    bucket = storage.describe_bucket(storage.bucket_of(root))
+    return f"gs://{bucket.name} in {bucket.location}"
+
+
+def _caches(settings: Settings) -> str:
+    zones = settings.cache.zones
+    if not zones:
+        return "no zone is to be cached"
+    root = settings.storage.release_root
+    if not storage.is_gs(root):
+        raise SettingsError(
+            f"cache.zones names {', '.join(zones)}, but {root} is a folder and only buckets are cached.",
+            next_step="Remove the zones, or release to gs://.",
+        )
+    cache.check_zones(bucket=storage.bucket_of(root), zones=zones)
+    return f"{', '.join(zones)}, in the bucket's location"
+
+
+def _cluster(settings: Settings) -> str:
+    with cluster.connect(settings.server.cluster) as connection:
+        return f"{connection.address} answers, Kubernetes {connection.version}"
+
+
+def _manifests(settings: Settings) -> str:
+    chosen, plan = settings.server, _plan(settings)
+    layout = storage.ModelLayout(
+        release_root=settings.storage.release_root, model_id=plan.model_id, commit_sha=plan.commit_sha
+    )
+    manifests = server.render(
+        release_uri=layout.release_uri,
+        model_id=plan.model_id,
+        commit_sha=plan.commit_sha,
+        size_bytes=plan.size_bytes,
+        name=chosen.name,
+        namespace=chosen.namespace,
+        image=chosen.image,
+        accelerator=chosen.accelerator,
+        gpu_count=chosen.gpu_count,
+        zone=chosen.zone,
+        engine_arguments=chosen.engine_arguments,
+        environment=chosen.environment,
+    )
+    return ", ".join(f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in manifests)
+
+
+CHECKS: dict[str, Callable[[Settings], str]] = {
+    "model": _model,
+    "storage": _storage,
+    "caches": _caches,
+    "cluster": _cluster,
+    "server": _manifests,
+}
