@@ -15,8 +15,11 @@ from streamway import components
 from streamway.errors import StreamwayError
 
 ROOT = Path(__file__).parents[1]
-ROOTS = {"streamway": ROOT / "src/streamway", "streamway.components": ROOT / "components",
-         "streamway.pipelines": ROOT / "pipelines"}
+ROOTS = {
+    "streamway": ROOT / "src/streamway",
+    "streamway.components": ROOT / "components",
+    "streamway.pipelines": ROOT / "pipelines",
+}
 COMPONENTS = sorted(path for path in (ROOT / "components").glob("*.py") if path.name not in ("__init__.py", "image.py"))
 SIX_STEPS = ("pull_model", "convert_weights", "upload_model", "enable_cache", "deploy_server", "smoke_test")
 

@@ -96,7 +96,9 @@ def test_the_page_loads_nothing_and_runs_nothing() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.text() | st.sampled_from(["<script>alert(1)</script>", '"><img src=x onerror=1>', "</style><b>", "&lt;i&gt;"]))
+@given(
+    st.text() | st.sampled_from(["<script>alert(1)</script>", '"><img src=x onerror=1>', "</style><b>", "&lt;i&gt;"])
+)
 def test_text_from_outside_never_becomes_markup(text: str) -> None:
     results = {**RESULTS, "pull_model": {**RESULTS["pull_model"], "model_id": text, "licence": text}}
     results["smoke_test"] = {
