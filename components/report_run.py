@@ -1,6 +1,7 @@
 """The exit handler: one page for the run, whether it succeeded or failed."""
 
 from kfp import dsl
+
 from streamway.components.image import IMAGE
 
 

@@ -1,6 +1,7 @@
 """serve_model: from a model id to an endpoint that has answered correctly."""
 
 from kfp import dsl
+
 from streamway.components import (
     convert_weights,
     deploy_server,

@@ -146,7 +146,19 @@ class ApplyConflictError(ClusterError):
 
 
 class RolloutError(ClusterError):
+    """A revision that will not become ready.
+
+    Args:
+        problem: As in StreamwayError.
+        next_step: As in StreamwayError.
+        reason: One word for programs, such as `unschedulable` or `crash_loop`.
+    """
+
     exit_code = 63
+
+    def __init__(self, problem: str, *, next_step: str = "", reason: str = "") -> None:
+        super().__init__(problem, next_step=next_step)
+        self.reason = reason
 
 
 class ClusterPermissionError(ClusterError):

@@ -57,9 +57,7 @@ def _look(name: str, look: Callable[[Settings], str], settings: Settings) -> Che
     try:
         return Checked(name=name, ok=True, found=look(settings))
     except StreamwayError as error:
-        return Checked(
-            name=name, ok=False, found=error.problem, next_step=error.next_step, exit_code=error.exit_code
-        )
+        return Checked(name=name, ok=False, found=error.problem, next_step=error.next_step, exit_code=error.exit_code)
 
 
 def _lines(result: Checked) -> list[str]:

@@ -140,9 +140,7 @@ def deploy(config: Path, release_uri: str, overrides: tuple[str, ...], state_pat
     """Deploy a published release as CONFIG says, and watch it until it is ready."""
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()), output.narrated():
-        deployed = server.deploy_server(
-            **_server_arguments(settings, release_uri), cluster=settings.server.cluster
-        )
+        deployed = server.deploy_server(**_server_arguments(settings, release_uri), cluster=settings.server.cluster)
     output.give(deployed, as_json=as_json, lines=[f"{deployed.namespace}/{deployed.service}:{deployed.port} is ready"])
 
 
