@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_the_six_steps_run_in_sequence_under_an_exit_handler(tmp_path: Path) -> 
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     order = ["pull-model", "convert-weights", "upload-model", "enable-cache", "deploy-server", "smoke-test"]
     assert set(tasks) == set(order)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         assert before in tasks[after]["dependentTasks"]
 
 

@@ -70,9 +70,10 @@ def _lines(result: Checked) -> list[str]:
 
 def _model(settings: Settings) -> str:
     plan = _plan(settings)
+    there = format_bytes(plan.size_bytes - plan.moving_bytes)
     return (
         f"{plan.model_id} at {plan.commit_sha[:12]}, licence {plan.licence}, {len(plan.files)} files, "
-        f"{format_bytes(plan.size_bytes)}, of which {format_bytes(plan.size_bytes - plan.moving_bytes)} are already there"
+        f"{format_bytes(plan.size_bytes)}, of which {there} are already there"
     )
 
 
