@@ -1,0 +1,126 @@
+"""Bytes that can be read by offset, from disk or from Cloud Storage, bound to one version of their source."""
+
+import os
+import weakref
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from streamway.errors import SourceChangedError, StorageError, TransferError
+from streamway.storage.addresses import is_gs, local_path, parse_gs
+from streamway.storage.cloud import CloudStorage, StoredObject, cloud_storage
+from streamway.storage.http import Patience
+from streamway.storage.segments import ByteReader
+
+
+@runtime_checkable
+class VersionedReader(ByteReader, Protocol):
+    """A reader that knows which version of its source it reads, and can fill memory that is already there."""
+
+    @property
+    def version(self) -> str:
+        """Whatever changes when the bytes change: a generation, an ETag, an inode with its time."""
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` from `offset`; like `read` without a copy."""
+
+
+class LocalReader:
+    """A file on disk, as it was when it was opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.uri = str(path)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError(
+                f"{path}: cannot be read: {error.strerror}.", next_step="Correct the path or its permissions."
+            ) from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self._stamp = self._look()
+        self.size_bytes = self._stamp[0]
+
+    @property
+    def version(self) -> str:
+        return "/".join(str(number) for number in self._stamp)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`."""
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` from `offset`."""
+        filled = 0
+        while filled < len(view):
+            count = os.preadv(self._descriptor, [view[filled:]], offset + filled)
+            if count == 0:
+                break
+            filled += count
+        self.check()
+        if filled < len(view):
+            raise TransferError(
+                f"{self.uri}: asked for {len(view)} bytes at {offset}, the file ends at {self.size_bytes}."
+            )
+
+    def check(self) -> None:
+        """Refuse to go on where the file was written to since it was opened."""
+        if self._look() != self._stamp:
+            raise SourceChangedError(
+                f"{self.uri} was changed while it was read.", next_step="Let nothing write there, then run again."
+            )
+
+    def _look(self) -> tuple[int, int, int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+
+class ObjectReader:
+    """One generation of an object in Cloud Storage."""
+
+    def __init__(self, cloud: CloudStorage, stored: StoredObject) -> None:
+        self._cloud = cloud
+        self.stored = stored
+        self.uri = str(stored.address)
+        self.size_bytes = stored.size_bytes
+
+    @property
+    def version(self) -> str:
+        return str(self.stored.generation)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`."""
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` from `offset`."""
+        if offset < 0 or offset + len(view) > self.size_bytes:
+            raise TransferError(
+                f"{self.uri}: asked for {len(view)} bytes at {offset}, the object ends at {self.size_bytes}."
+            )
+        if len(view):
+            self._cloud.read_into(self.stored, offset, view)
+
+
+def open_reader(uri: str, *, patience: Patience | None = None) -> LocalReader | ObjectReader:
+    """Open a local file or an object for reading by offset, from any thread.
+
+    Args:
+        uri: A local path or gs://.
+        patience: How long to wait for Cloud Storage.
+
+    Raises:
+        StorageError: there is nothing, or it may not be read.
+    """
+    if not is_gs(uri):
+        return LocalReader(local_path(uri))
+    cloud, address = cloud_storage(patience), parse_gs(uri)
+    stored = cloud.stat(address)
+    if stored is None:
+        raise StorageError(f"{uri}: there is no such object.", next_step="Correct the address.")
+    return ObjectReader(cloud, stored)

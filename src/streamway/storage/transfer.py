@@ -1,0 +1,360 @@
+"""The one engine that moves bytes: parts of files, read from anywhere, checked, and written to disk or a bucket.
+
+Workers take parts in the order of the files; each reads its part into memory that it owns, writes it to the target,
+and hands it to the file's checksums, which take parts in order. A part that comes too early waits, and its memory with
+it: that bounds both what is held and what a kill can lose, to one part for each worker.
+"""
+
+import logging
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from streamway.errors import ChecksumError, TransferError
+from streamway.storage.addresses import is_gs
+from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, cloud_storage
+from streamway.storage.digests import Checksums, crc32c
+from streamway.storage.http import Patience
+from streamway.storage.readers import VersionedReader
+from streamway.storage.segments import ByteReader, Computed, Extent, FilePlan, Progress, WrittenFile, segment_length
+from streamway.storage.targets import Target, make_target
+
+log = logging.getLogger("streamway.storage")
+
+MIB = 1024 * 1024
+MEMORY_BYTES = 256 * MIB
+WORKERS = 8
+PART_BYTES = 32 * MIB
+_PROGRESS_SECONDS = 0.25
+_LAST_WORDS_SECONDS = 8.0
+
+
+def write_files(
+    plans: Sequence[FilePlan],
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    workers: int = WORKERS,
+    sha256: bool = True,
+    on_progress: Progress | None = None,
+    patience: Patience | None = None,
+) -> tuple[WrittenFile, ...]:
+    """Write files from their segments, in parallel within a file and across files.
+
+    Nothing appears under its final name before all of it is there and its checksums are right. What an earlier,
+    interrupted call left is taken up; files that are already complete move nothing.
+
+    Args:
+        plans: What to write.
+        memory_bytes: Most memory for bytes in flight.
+        workers: Most parts on their way at once.
+        sha256: Whether to compute SHA-256 where a plan promises none.
+        on_progress: Called with (bytes done, bytes in all).
+        patience: How long to wait for Cloud Storage.
+
+    Returns:
+        One WrittenFile for each plan, in the same order.
+
+    Raises:
+        ChecksumError: bytes are not what was promised; what was written of that file is thrown away.
+        TransferError: bytes could not be moved.
+        StorageError: a target refuses.
+    """
+    part_bytes = choose_part_bytes(plans, memory_bytes=memory_bytes, workers=workers)
+    cloud = cloud_storage(patience)
+    jobs = [_Job(plan, make_target(plan, cloud, sha256=sha256, part_bytes=part_bytes), part_bytes) for plan in plans]
+    at_once = max(1, min(workers, memory_bytes // part_bytes))
+    return _Crew(jobs, part_bytes=part_bytes, workers=at_once, on_progress=on_progress).run()
+
+
+def choose_part_bytes(plans: Sequence[FilePlan], *, memory_bytes: int, workers: int) -> int:
+    """Return the size of a part: what memory allows, within what Cloud Storage demands.
+
+    Raises:
+        TransferError: the largest file cannot be cut so that a part fits into memory.
+    """
+    part_bytes = max(LEAST_PART_BYTES, min(PART_BYTES, memory_bytes // max(1, workers) // MIB * MIB))
+    for plan in plans:
+        if not is_gs(plan.uri):
+            continue
+        if plan.size_bytes > MOST_OBJECT_BYTES:
+            raise TransferError(
+                f"{plan.uri} would be {plan.size_bytes} bytes long, at most {MOST_OBJECT_BYTES} are "
+                "possible in Cloud Storage."
+            )
+        needed = -(-plan.size_bytes // MOST_PARTS)
+        part_bytes = max(part_bytes, -(-needed // MIB) * MIB)
+    if part_bytes > memory_bytes:
+        raise TransferError(
+            f"A part of {part_bytes // MIB} MiB does not fit into memory_bytes={memory_bytes}.",
+            next_step=f"Allow at least {part_bytes} bytes of memory.",
+        )
+    return part_bytes
+
+
+@dataclass
+class _Part:
+    job: "_Job"
+    number: int
+    buffer: bytearray
+
+    @property
+    def view(self) -> memoryview:
+        return memoryview(self.buffer)[: self.job.part_length(self.number)]
+
+
+class _Job:
+    """One file under way."""
+
+    def __init__(self, plan: FilePlan, target: Target, part_bytes: int) -> None:
+        self.plan = plan
+        self.target = target
+        self.part_bytes = part_bytes
+        self.result: WrittenFile | None = None
+        self.begun = False
+        self.taken = 0
+        self.moved_bytes = 0
+        self._source = SegmentedSource(plan)
+        self._checksums = Checksums(sha256=False)
+        self._settled = 0
+        self._early: dict[int, tuple[_Part, int]] = {}
+        self._settling = False
+        self._lock = threading.Lock()
+
+    @property
+    def part_count(self) -> int:
+        return max(1, -(-self.plan.size_bytes // self.part_bytes))
+
+    def part_length(self, number: int) -> int:
+        return min(self.part_bytes, self.plan.size_bytes - number * self.part_bytes)
+
+    def begin(self, most_part_bytes: int) -> int:
+        """Find out what is there already; return how many bytes of the file need nothing more."""
+        self.result = self.target.find_complete()
+        if self.result:
+            self.taken = self.part_count
+            return self.plan.size_bytes
+        position = self.target.begin(self.part_bytes, most_part_bytes)
+        self.part_bytes, self.taken = position.part_bytes, position.number
+        self._settled, self._checksums = position.number, position.checksums
+        return min(self.plan.size_bytes, position.number * position.part_bytes)
+
+    def move(self, part: _Part) -> list[_Part]:
+        """Bring one part to its target; return the parts whose memory is free now."""
+        checksum = self.target.read_back(part.number, part.view)
+        if checksum is None:
+            self._source.fill(part.number * self.part_bytes, part.view)
+            checksum = crc32c(part.view)
+            self.target.write_part(part.number, part.view, checksum)
+            with self._lock:
+                self.moved_bytes += len(part.view)
+        return self._settle(part, checksum)
+
+    def _settle(self, part: _Part, checksum: int) -> list[_Part]:
+        with self._lock:
+            self._early[part.number] = (part, checksum)
+            if self._settling:
+                return []
+            self._settling = True
+        free: list[_Part] = []
+        while ready := self._next_in_order():
+            for settled, its_checksum in ready:
+                self._checksums.add(settled.view, its_checksum)
+            self.target.settle(self._settled, self._checksums)
+            if self._settled == self.part_count:
+                self._finish()
+            free += [settled for settled, _ in ready]
+        return free
+
+    def _next_in_order(self) -> list[tuple[_Part, int]]:
+        with self._lock:
+            ready = []
+            while self._settled in self._early:
+                ready.append(self._early.pop(self._settled))
+                self._settled += 1
+            self._settling = bool(ready)
+            return ready
+
+    def _finish(self) -> None:
+        found = self._checksums.sha256()
+        if self.plan.sha256 and found != self.plan.sha256:
+            self.target.discard()
+            raise ChecksumError(
+                f"{self.plan.uri}: its {self.plan.size_bytes} bytes have sha256 {found}, expected {self.plan.sha256}. "
+                "Nothing of it was kept.",
+                next_step="Run again; if it happens again, the source holds other bytes than it promises.",
+            )
+        self.result = self.target.finish(self._checksums, self.moved_bytes)
+
+
+class _Crew:
+    """The workers of one call, what they may use, and what became of it."""
+
+    def __init__(self, jobs: Sequence[_Job], *, part_bytes: int, workers: int, on_progress: Progress | None) -> None:
+        self._jobs = jobs
+        self._unbegun = list(reversed(jobs))
+        self._part_bytes = part_bytes
+        self._workers = workers
+        self._buffers = [bytearray() for _ in range(workers)]
+        self._state = threading.Condition()
+        self._beginning = 0
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._progress = _ProgressReport(on_progress, sum(job.plan.size_bytes for job in jobs))
+
+    def run(self) -> tuple[WrittenFile, ...]:
+        # Daemons, so that an interrupted process need not wait for a slow answer.
+        threads = [
+            threading.Thread(target=self._work, name=f"transfer-{index}", daemon=True)
+            for index in range(min(self._workers, sum(job.part_count for job in self._jobs)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._wait_for(threads)
+        except BaseException:
+            self._stop()
+            raise
+        if self._failure:
+            raise self._failure
+        self._progress.end()
+        return tuple(job.result for job in self._jobs if job.result)
+
+    def _wait_for(self, threads: Sequence[threading.Thread]) -> None:
+        for thread in threads:
+            while thread.is_alive() and not self._failure:
+                thread.join(0.5)
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        for thread in threads:  # let the others save the part that they hold
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        try:
+            while part := self._take():
+                self._release(part.job.move(part))
+                self._progress.add(len(part.view))
+        except BaseException as error:
+            self._fail(error)
+
+    def _take(self) -> _Part | None:
+        """Wait for memory and a part to use it for; None when there is nothing left to do."""
+        with self._state:
+            while not self._stopped:
+                job = next((job for job in self._jobs if job.begun and job.taken < job.part_count), None)
+                if job and self._buffers:
+                    number, job.taken = job.taken, job.taken + 1
+                    return _Part(job, number, self._sized(self._buffers.pop(), job.part_length(number)))
+                if not job and self._unbegun:
+                    self._begin(self._unbegun.pop())
+                elif not job and not self._beginning:
+                    return None
+                else:
+                    self._state.wait()
+            return None
+
+    def _begin(self, job: _Job) -> None:
+        """Begin a file outside the lock, so that the others can work meanwhile."""
+        self._beginning += 1
+        self._state.release()
+        try:
+            done = job.begin(self._part_bytes)
+        finally:
+            self._state.acquire()
+            self._beginning -= 1
+        job.begun = True
+        self._progress.add(done)
+        self._state.notify_all()
+
+    def _sized(self, buffer: bytearray, length: int) -> bytearray:
+        # Small files must not cost whole parts; a buffer grows to the largest part that it ever held.
+        return buffer if len(buffer) >= length else bytearray(length)
+
+    def _release(self, parts: Sequence[_Part]) -> None:
+        with self._state:
+            self._buffers += [part.buffer for part in parts]
+            self._state.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._state:
+            self._failure = self._failure or error
+        self._stop()
+
+    def _stop(self) -> None:
+        with self._state:
+            self._stopped = True
+            self._state.notify_all()
+
+
+class _ProgressReport:
+    def __init__(self, on_progress: Progress | None, total_bytes: int) -> None:
+        self._on_progress = on_progress
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._told = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done_bytes += count
+            if not self._on_progress or time.monotonic() - self._told < _PROGRESS_SECONDS:
+                return
+            self._told = time.monotonic()
+            done = self._done_bytes
+        self._on_progress(done, self._total_bytes)
+
+    def end(self) -> None:
+        if self._on_progress:
+            self._on_progress(self._total_bytes, self._total_bytes)
+
+
+class SegmentedSource:
+    """The bytes of a plan by offset, whatever segments they lie in."""
+
+    def __init__(self, plan: FilePlan) -> None:
+        self._segments = plan.segments
+        self._ends = list(accumulate(segment_length(segment) for segment in plan.segments))
+
+    def fill(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the file's bytes from `offset`, merging neighbours in one source into one read."""
+        index = bisect_right(self._ends, offset)
+        filled = 0
+        pending: tuple[ByteReader, int, int, int] | None = None  # reader, offset there, offset in view, length
+        while filled < len(view):
+            segment = self._segments[index]
+            inside = offset + filled - (self._ends[index] - segment_length(segment))
+            length = min(segment_length(segment) - inside, len(view) - filled)
+            if isinstance(segment, Extent) and length:
+                start = segment.offset_bytes + inside
+                if pending and pending[0] is segment.reader and pending[1] + pending[3] == start:
+                    pending = (*pending[:3], pending[3] + length)
+                else:
+                    _read(pending, view)
+                    pending = (segment.reader, start, filled, length)
+            elif not isinstance(segment, Extent):
+                data = _made(segment) if isinstance(segment, Computed) else segment
+                view[filled : filled + length] = memoryview(data)[inside : inside + length]
+            filled += length
+            index += 1
+        _read(pending, view)
+
+
+def _made(segment: Computed) -> bytes:
+    data = segment.make()
+    if len(data) != segment.length_bytes:
+        raise TransferError(f"A computed segment is {len(data)} bytes long, {segment.length_bytes} were promised.")
+    return data
+
+
+def _read(pending: tuple[ByteReader, int, int, int] | None, view: memoryview) -> None:
+    if pending is None:
+        return
+    reader, start, at, length = pending
+    if isinstance(reader, VersionedReader):
+        reader.read_into(start, view[at : at + length])
+        return
+    data = reader.read(start, length)
+    if len(data) != length:
+        raise TransferError(f"{reader.uri}: asked for {length} bytes at {start}, got {len(data)}.")
+    view[at : at + length] = data
