@@ -150,7 +150,8 @@ def _timeline_row(name: str, record: StepRecord | None, start: float, total: flo
 
 
 def _bar(kind: str, start: float, share: float) -> str:
-    x, width = 100 * start, max(100 * share, 0.4)
+    # A step of a few milliseconds stays visible; nothing at all stays empty.
+    x, width = 100 * start, max(100 * share, 0.4) if share else 0.0
     return (
         '<svg class="track" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-hidden="true">'
         f'<rect class="{kind}" x="{x:.2f}" y="0" width="{width:.2f}" height="10"/></svg>'
