@@ -12,23 +12,42 @@ from streamway.storage.files import (
     write_file,
 )
 from streamway.storage.http import Patience
+from streamway.storage.layout import ModelLayout
+from streamway.storage.manifest import Manifest, ManifestFile
 from streamway.storage.readers import VersionedReader, open_reader
+from streamway.storage.release import (
+    Release,
+    find_published_files,
+    find_release,
+    remove_staging,
+    upload_model,
+    verify_release,
+)
 from streamway.storage.transfer import write_files
 
 __all__ = [
+    "Manifest",
+    "ManifestFile",
+    "ModelLayout",
     "Patience",
     "PreconditionFailedError",
+    "Release",
     "StoredFile",
     "VersionedReader",
     "check_relative",
     "copy_file",
     "delete_files",
     "exists",
+    "find_published_files",
+    "find_release",
     "is_gs",
     "join",
     "list_files",
     "open_reader",
     "read_file",
+    "remove_staging",
+    "upload_model",
+    "verify_release",
     "write_file",
     "write_files",
 ]

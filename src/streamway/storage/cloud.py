@@ -113,11 +113,13 @@ class CloudStorage:
             return None
         return self._stored(address.bucket, json.loads(answer.body))
 
-    def list_objects(self, address: ObjectAddress) -> Iterator[StoredObject]:
-        """Describe every object whose key starts with the address's key."""
+    def list_objects(self, address: ObjectAddress, *, delimiter: str = "") -> Iterator[StoredObject]:
+        """Describe every object whose key starts with the address's key, up to the next `delimiter` if given."""
         token = ""
         while True:
-            query = {"prefix": address.key, "maxResults": "1000", **({"pageToken": token} if token else {})}
+            query = {"prefix": address.key, "maxResults": "1000"}
+            query |= {"pageToken": token} if token else {}
+            query |= {"delimiter": delimiter} if delimiter else {}
             url = f"{self.endpoint}/storage/v1/b/{address.bucket}/o?{urllib.parse.urlencode(query)}"
             page = json.loads(self._json("GET", url, address).body)
             for item in page.get("items", ()):

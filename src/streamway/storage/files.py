@@ -1,5 +1,7 @@
 """Whole files at a URI: list, read, write, copy and delete, the same for a folder and for a bucket."""
 
+import contextlib
+import filecmp
 import os
 import shutil
 import uuid
@@ -160,6 +162,7 @@ def copy_file(
     if_generation: int | None = None,
     crc32c: int | None = None,
     sha256: str = "",
+    link: bool = False,
 ) -> StoredFile:
     """Copy a file where it is: inside Cloud Storage, or on one disk, without a byte through this process.
 
@@ -169,6 +172,7 @@ def copy_file(
         if_generation: Only if the target is at this generation; 0 means only if there is none.
         crc32c: What the source must have where Cloud Storage knows it.
         sha256: To be recorded with the copy.
+        link: On one disk, share the bytes by a hard link; sound only where nobody writes to either file again.
 
     Raises:
         StorageError: the source is missing, or of another kind than the target.
@@ -178,7 +182,9 @@ def copy_file(
     if is_gs(source_uri) != is_gs(target_uri):
         raise StorageError(f"{source_uri} and {target_uri} are of different kinds; write_files copies between them.")
     if not is_gs(source_uri):
-        return _copy_on_disk(local_path(source_uri), local_path(target_uri), only_if_absent=if_generation == 0)
+        return _copy_on_disk(
+            local_path(source_uri), local_path(target_uri), only_if_absent=if_generation == 0, link=link
+        )
     cloud = cloud_storage()
     source = cloud.stat(parse_gs(source_uri))
     if source is None:
@@ -193,17 +199,37 @@ def copy_file(
     return _stored_file(target_uri.rpartition("/")[2], stored)
 
 
-def _copy_on_disk(source: Path, target: Path, *, only_if_absent: bool) -> StoredFile:
+def _copy_on_disk(source: Path, target: Path, *, only_if_absent: bool, link: bool) -> StoredFile:
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    shutil.copyfile(source, fresh)
     try:
-        if only_if_absent and target.exists():
-            if target.stat().st_size != fresh.stat().st_size:
-                raise PreconditionFailedError(f"{target} exists already, with other bytes.")
-        else:
+        _clone(source, fresh, link=link)
+        if not only_if_absent:
             fresh.replace(target)
+        else:
+            _place_if_absent(fresh, target)
     finally:
         fresh.unlink(missing_ok=True)
     size = target.stat().st_size
     return StoredFile(path=target.name, uri=str(target), size_bytes=size, crc32c=None, generation=0)
+
+
+def _clone(source: Path, fresh: Path, *, link: bool) -> None:
+    try:
+        if link:
+            with contextlib.suppress(OSError):  # another disk, or one without hard links
+                os.link(source, fresh)
+                return
+        shutil.copyfile(source, fresh)
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{source}: there is no such file to copy.", next_step="Run the step before again."
+        ) from error
+
+
+def _place_if_absent(fresh: Path, target: Path) -> None:
+    try:
+        os.link(fresh, target)
+    except FileExistsError as error:
+        if not filecmp.cmp(fresh, target, shallow=False):
+            raise PreconditionFailedError(f"{target} exists already, with other bytes.") from error
