@@ -36,6 +36,11 @@ logger = logging.getLogger("streamway.cluster")
 
 Manifest = dict[str, Any]
 
+# What the deploy step writes on a server's objects and the smoke test reads there.
+RELEASE = "streamway/release"
+RELEASE_URI = "streamway/release-uri"
+REVISION = "streamway/revision"
+
 _GKE_NAME = re.compile(r"projects/[^/]+/locations/[^/]+/clusters/[^/]+")
 _MEMBERSHIP_NAME = re.compile(r"projects/([^/]+)/locations/([^/]+)/(?:gkeMemberships|memberships)/([^/]+)")
 _CLOUD_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -84,9 +89,7 @@ class ClusterConnection:
         self.name = name
         self.address: str = api_client.configuration.host.rstrip("/")
 
-    def get(
-        self, path: str, query: Mapping[str, Any] | None = None, *, timeout_seconds: float = 30
-    ) -> Manifest:
+    def get(self, path: str, query: Mapping[str, Any] | None = None, *, timeout_seconds: float = 30) -> Manifest:
         """Read one object or list."""
         return self.request("GET", path, query=query, timeout_seconds=timeout_seconds)
 
@@ -264,17 +267,11 @@ class ServiceProxy:
         port: Number or name of the port.
     """
 
-    def __init__(
-        self, connection: ClusterConnection, *, namespace: str, service: str, port: int | str
-    ) -> None:
+    def __init__(self, connection: ClusterConnection, *, namespace: str, service: str, port: int | str) -> None:
         self._connection = connection
-        self._base = (
-            f"/api/v1/namespaces/{quote(namespace)}/services/http:{quote(service)}:{quote(str(port))}/proxy"
-        )
+        self._base = f"/api/v1/namespaces/{quote(namespace)}/services/http:{quote(service)}:{quote(str(port))}/proxy"
 
-    def request(
-        self, method: str, path: str, *, body: Any = None, timeout_seconds: float = 30
-    ) -> ProxyResponse:
+    def request(self, method: str, path: str, *, body: Any = None, timeout_seconds: float = 30) -> ProxyResponse:
         """Ask once and return the answer whatever its status.
 
         Raises:
@@ -474,11 +471,7 @@ def _renew_with(configuration: Any, credentials: Any) -> None:
 def _seconds_left(credentials: Any) -> float:
     from google.auth import _helpers
 
-    return (
-        float("inf")
-        if credentials.expiry is None
-        else (credentials.expiry - _helpers.utcnow()).total_seconds()
-    )
+    return float("inf") if credentials.expiry is None else (credentials.expiry - _helpers.utcnow()).total_seconds()
 
 
 def _certificate_file(encoded: str) -> str:
@@ -512,10 +505,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _plain(query: Mapping[str, Any] | None) -> dict[str, str]:
-    return {
-        key: str(value).lower() if isinstance(value, bool) else str(value)
-        for key, value in (query or {}).items()
-    }
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in (query or {}).items()}
 
 
 def _status_of(data: bytes) -> dict[str, Any]:

@@ -36,6 +36,8 @@ sees: the subject and its value, what is wrong, what was expected beside what wa
     └── SandboxError                  90   a part of the sandbox cannot start
 """
 
+from typing import Any
+
 
 class StreamwayError(Exception):
     """Base of everything a caller may want to catch.
@@ -198,7 +200,19 @@ class SmokeTestError(StreamwayError):
 
 
 class WrongAnswerError(SmokeTestError):
+    """The endpoint answered, and wrongly.
+
+    Args:
+        problem: As in StreamwayError.
+        next_step: As in StreamwayError.
+        report: The smoke test's report, for callers that keep it.
+    """
+
     exit_code = 71
+
+    def __init__(self, problem: str, *, next_step: str = "", report: Any = None) -> None:
+        super().__init__(problem, next_step=next_step)
+        self.report = report
 
 
 class LaunchError(StreamwayError):

@@ -1,1 +1,22 @@
-"""server"""
+"""vLLM on Kubernetes: render what a release needs, apply it, watch it, say why it fails, and go back."""
+
+from streamway.server.deploy import DeployedServer, deploy_server
+from streamway.server.manifests import render, to_yaml
+from streamway.server.rollout import Phase
+from streamway.server.spec import Resources, ServerSpec, derive
+from streamway.server.streamer_log import StreamerFigures, read_log
+from streamway.server.switch import Candidate
+
+__all__ = [
+    "Candidate",
+    "DeployedServer",
+    "Phase",
+    "Resources",
+    "ServerSpec",
+    "StreamerFigures",
+    "deploy_server",
+    "derive",
+    "read_log",
+    "render",
+    "to_yaml",
+]

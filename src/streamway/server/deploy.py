@@ -1,0 +1,257 @@
+"""The deploy step: from a published release to a server that is ready, or the reason why it never will be."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from streamway.cluster import ClusterConnection, connect
+from streamway.errors import SettingsError
+from streamway.server.apply import apply
+from streamway.server.endpoint import read_endpoint
+from streamway.server.engine import PORT
+from streamway.server.manifests import (
+    deployment_manifest,
+    disruption_budget_manifest,
+    namespace_manifest,
+    revision_of,
+    service_account_manifest,
+    service_manifest,
+)
+from streamway.server.rollout import Patience, Phase
+from streamway.server.spec import STRATEGIES, Resources, ServerSpec, derive
+from streamway.server.streamer_log import StreamerFigures
+from streamway.server.switch import Plan, Verify, roll_out
+from streamway.storage.segments import Progress
+
+logger = logging.getLogger("streamway.server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployedServer:
+    """A server that is ready.
+
+    Args:
+        endpoint: Name of the endpoint.
+        namespace: Its namespace.
+        service: The Service to ask: the endpoint's, or the revision's own while traffic is held.
+        port: Its port.
+        revision: The revision that is ready.
+        commit_sha: The commit it serves.
+        served_model_name: The model's name in the API.
+        changed: Whether anything in the cluster had to change.
+        gap: Whether the endpoint was without a server for a while.
+        phases: What took how long; empty where it was ready already.
+        streamer: How the weights came, where the engine's log says so.
+        pod: Name of a pod.
+        node: Its node.
+        restarts: How often its engine was restarted.
+        gpu_count: GPUs of each pod.
+    """
+
+    endpoint: str
+    namespace: str
+    service: str
+    port: int
+    revision: str
+    commit_sha: str
+    served_model_name: str
+    changed: bool
+    gap: bool
+    phases: tuple[Phase, ...]
+    streamer: StreamerFigures | None
+    pod: str
+    node: str
+    restarts: int
+    gpu_count: int
+
+
+def deploy_server(
+    *,
+    release_uri: str,
+    model_id: str,
+    commit_sha: str,
+    size_bytes: int,
+    name: str,
+    namespace: str,
+    image: str,
+    cluster: str = "",
+    service_account: str = "",
+    accelerator: str = "nvidia-l4",
+    gpu_count: int = 0,
+    zone: str = "",
+    replicas: int = 1,
+    engine_arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    resources: Resources | None = None,
+    served_model_name: str = "",
+    spot: bool = False,
+    drain_seconds: int = 10,
+    timeout_seconds: float = 0,
+    unschedulable_seconds: float = 60,
+    strategy: str = "auto",
+    keep_seconds: float = 3600,
+    verify: Verify | None = None,
+    hold: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress | None = None,
+) -> DeployedServer:
+    """Apply a server and wait until it is ready; a run with the same settings changes nothing.
+
+    Args:
+        release_uri: The published release, as gs://BUCKET/PREFIX/org/name/sha/.
+        model_id: Hugging Face id of the model.
+        commit_sha: The commit that is served.
+        size_bytes: Bytes of the release; GPUs, memory and time limits follow from it.
+        name: Name of the endpoint, and of its Service.
+        namespace: Kubernetes namespace; made where there is none.
+        image: The engine's image, pinned.
+        cluster: As in `streamway.cluster.connect`.
+        service_account: Kubernetes service account that may read the bucket; empty for one named as the endpoint.
+        accelerator: GKE's name of the accelerator.
+        gpu_count: GPUs of each pod; 0 derives it.
+        zone: Zone to keep the pods in, such as the cached one; empty for any.
+        replicas: Pods.
+        engine_arguments: More arguments for `vllm serve`.
+        environment: More environment variables of the engine.
+        resources: What each pod asks for, where it should not be derived.
+        served_model_name: The model's name in the API; empty for the Hugging Face id.
+        spot: Whether to use spot nodes.
+        drain_seconds: How long a pod goes on answering after it was told to stop.
+        timeout_seconds: Longest wait; 0 derives it from the size.
+        unschedulable_seconds: Longest wait for a node where no autoscaler says that it adds one.
+        strategy: `recreate`, `surge`, `blue_green`, or `auto`: surge where a node is found, else recreate.
+        keep_seconds: How long `blue_green` keeps the old revision running.
+        verify: Proves a new revision before the Service selects it; it raises where the answer is wrong.
+        hold: Leave the Service where it is; `switch_traffic` moves it later.
+        force: Take fields over from other managers.
+        dry_run: Let the API server judge every manifest, and change nothing.
+        on_progress: Told how many bytes of the weights have come.
+
+    Raises:
+        SettingsError: a setting is wrong, or the model does not fit.
+        ClusterUnreachableError: the cluster does not answer.
+        ClusterPermissionError: RBAC or an admission rule refuses.
+        ApplyConflictError: an object belongs to someone else.
+        RolloutError: the server will not become ready; says why, and what was returned to.
+    """
+    spec = ServerSpec(
+        release_uri=release_uri,
+        model_id=model_id,
+        commit_sha=commit_sha,
+        size_bytes=int(size_bytes),
+        name=name,
+        namespace=namespace,
+        image=image,
+        service_account=service_account,
+        accelerator=accelerator,
+        gpu_count=int(gpu_count),
+        zone=zone,
+        replicas=int(replicas),
+        engine_arguments=tuple(engine_arguments),
+        environment=dict(environment or {}),
+        resources=resources or Resources(),
+        served_model_name=served_model_name,
+        spot=spot,
+        drain_seconds=int(drain_seconds),
+        timeout_seconds=timeout_seconds,
+    )
+    _check_strategy(strategy)
+    derived = derive(spec)
+    connection = connect(cluster)
+    changed = _apply_surroundings(connection, spec, force=force, dry_run=dry_run)
+    if dry_run:
+        return _dry_run(connection, spec, force=force)
+    plan = Plan(
+        deployment=deployment_manifest(spec),
+        strategy=strategy,
+        port=PORT,
+        patience=Patience(deadline_seconds=derived.budgets.step_seconds, unschedulable_seconds=unschedulable_seconds),
+        size_bytes=spec.size_bytes,
+        keep_seconds=keep_seconds,
+        verify=verify,
+        hold=hold,
+        force=force,
+        on_progress=on_progress,
+    )
+    logger.info(
+        "deploying %s at %s as revision %s: %d x %s, waiting up to %d s",
+        model_id,
+        commit_sha[:12] or "no commit",
+        plan.revision,
+        derived.gpu_count,
+        accelerator,
+        derived.budgets.step_seconds,
+    )
+    done = roll_out(connection, read_endpoint(connection, namespace, name), plan)
+    if not (changed or done.changed):
+        logger.info("endpoint %s already serves this release; nothing changed", name)
+    return DeployedServer(
+        endpoint=name,
+        namespace=namespace,
+        service=done.service,
+        port=PORT,
+        revision=plan.revision,
+        commit_sha=commit_sha,
+        served_model_name=derived.served_model_name,
+        changed=changed or done.changed,
+        gap=done.gap,
+        phases=done.rollout.phases,
+        streamer=done.rollout.streamer,
+        pod=done.rollout.pod,
+        node=done.rollout.node,
+        restarts=done.rollout.restarts,
+        gpu_count=derived.gpu_count,
+    )
+
+
+def _check_strategy(strategy: str) -> None:
+    if strategy not in STRATEGIES:
+        raise SettingsError(
+            f"strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}.",
+            next_step="Leave it at auto, or choose recreate where only one GPU exists.",
+        )
+
+
+def _apply_surroundings(connection: ClusterConnection, spec: ServerSpec, *, force: bool, dry_run: bool) -> bool:
+    manifests = [
+        namespace_manifest(spec),
+        service_account_manifest(spec),
+        disruption_budget_manifest(spec),
+    ]
+    changed = False
+    for manifest in manifests:
+        applied = apply(connection, manifest, force=force, dry_run=dry_run)
+        changed = changed or applied.action in {"created", "changed"}
+        if dry_run and applied.kind == "Namespace" and applied.action == "created":
+            logger.info("the namespace does not exist yet, so nothing in it can be tried")
+            break
+    return changed
+
+
+def _dry_run(connection: ClusterConnection, spec: ServerSpec, *, force: bool) -> DeployedServer:
+    revision, derived = revision_of(spec), derive(spec)
+    endpoint = read_endpoint(connection, spec.namespace, spec.name)
+    changed = False
+    if connection.find(f"/api/v1/namespaces/{spec.namespace}") is not None:
+        service = service_manifest(spec.namespace, spec.name, revision=revision, annotations=endpoint.annotations)
+        for manifest in (deployment_manifest(spec), service):
+            applied = apply(connection, manifest, force=force, dry_run=True)
+            changed = changed or applied.action != "unchanged"
+    return DeployedServer(
+        endpoint=spec.name,
+        namespace=spec.namespace,
+        service=spec.name,
+        port=PORT,
+        revision=revision,
+        commit_sha=spec.commit_sha,
+        served_model_name=derived.served_model_name,
+        changed=changed,
+        gap=False,
+        phases=(),
+        streamer=None,
+        pod="",
+        node="",
+        restarts=0,
+        gpu_count=derived.gpu_count,
+    )

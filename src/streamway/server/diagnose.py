@@ -1,0 +1,401 @@
+"""Why a revision is not ready, in the cluster's own words, and whether it ever will be.
+
+Pure functions over the objects as the API server gives them. A finding is either final (waiting longer cannot help:
+say so at once) or a reason to go on waiting that is worth telling.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from streamway.cluster import Manifest
+
+# Events and conditions of the first moments often heal by themselves: an account that was created a moment ago, a
+# GPU that the old revision is just giving back.
+SETTLE_SECONDS = 10.0
+_FINAL_PULL = re.compile(
+    r"not found|manifest unknown|name unknown|does not exist|unauthorized|denied|forbidden|invalid reference|"
+    r"no match for platform|no such image|not available on this node|no image",
+    re.IGNORECASE,
+)
+_PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable"})
+_CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_START_REASONS = frozenset({"StartError", "ContainerCannotRun"})
+_MOUNT_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+_NO_SCALE_UP = "NotTriggerScaleUp"
+_SCALING_UP = frozenset({"TriggeredScaleUp"})
+_SCALE_UP_FAILED = frozenset({"FailedScaleUp", "ScaleUpFailed"})
+_MISUSE_EXIT_CODE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One reason why a revision is not ready.
+
+    Args:
+        reason: One word for programs.
+        problem: What the cluster says, as sentences.
+        next_step: What the reader can do.
+        final: Whether waiting longer cannot help.
+        settle_seconds: How long a final finding must last before it is believed.
+    """
+
+    reason: str
+    problem: str
+    next_step: str = ""
+    final: bool = True
+    settle_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What is known of one revision at one moment.
+
+    Args:
+        deployment: The Deployment.
+        replica_sets: Its replica sets.
+        pods: Its pods.
+        events: Events of the namespace.
+        log_tail: Last lines of the newest container's log.
+        unschedulable_seconds: How long a pod may find no node where no autoscaler speaks up.
+    """
+
+    deployment: Manifest
+    replica_sets: Sequence[Manifest]
+    pods: Sequence[Manifest]
+    events: Sequence[Manifest]
+    log_tail: Sequence[str] = ()
+    unschedulable_seconds: float = 60.0
+
+
+def diagnose(snapshot: Snapshot) -> list[Finding]:
+    """Everything that stands in the way, the final findings first."""
+    findings = [*_of_deployment(snapshot)]
+    for pod in snapshot.pods:
+        if not pod["metadata"].get("deletionTimestamp"):
+            findings += _of_pod(pod, snapshot)
+    return sorted(findings, key=lambda finding: not finding.final)
+
+
+def is_ready(deployment: Manifest) -> bool:
+    """Whether the Deployment's controller has seen our settings and every pod of them is available."""
+    wanted = (deployment.get("spec") or {}).get("replicas", 1)
+    status = deployment.get("status") or {}
+    return bool(
+        status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
+        and status.get("updatedReplicas", 0) >= wanted
+        and status.get("availableReplicas", 0) >= wanted
+        and status.get("unavailableReplicas", 0) == 0
+    )
+
+
+def engine_status(pod: Manifest) -> Manifest:
+    """Status of the engine's container; empty before there is one."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return next(iter(statuses), {})
+
+
+def events_of(events: Iterable[Manifest], item: Manifest) -> list[Manifest]:
+    """Events about one object, oldest first."""
+    metadata = item["metadata"]
+    found = [
+        event
+        for event in events
+        if (about := event.get("involvedObject") or event.get("regarding") or {}).get("name") == metadata["name"]
+        and (not about.get("uid") or about["uid"] == metadata.get("uid"))
+    ]
+    return sorted(found, key=_event_time)
+
+
+def _of_deployment(snapshot: Snapshot) -> Iterable[Finding]:
+    conditions = _conditions(snapshot.deployment)
+    failure = conditions.get("ReplicaFailure", {})
+    words = str(failure.get("message", "")) if failure.get("status") == "True" else ""
+    if not words and not snapshot.pods:
+        created = [
+            event
+            for owner in (*snapshot.replica_sets, snapshot.deployment)
+            for event in events_of(snapshot.events, owner)
+            if event.get("reason") == "FailedCreate"
+        ]
+        words = str(created[-1].get("message", "")) if created else ""
+    if words:
+        yield _creation_failure(words)
+    progress = conditions.get("Progressing", {})
+    if progress.get("status") == "False" and progress.get("reason") == "ProgressDeadlineExceeded":
+        yield Finding(
+            reason="progress_deadline",
+            problem=f"The progress deadline is over: {progress.get('message', '')}",
+            next_step="Look at the pod's events and log; allow more time with timeout_seconds if it was on its way.",
+            final=not snapshot.pods,
+        )
+
+
+def _creation_failure(words: str) -> Finding:
+    if "exceeded quota" in words:
+        return Finding(
+            reason="quota",
+            problem=f"The namespace's quota does not allow the pod: {words}",
+            next_step="Raise the ResourceQuota, free what uses it, or ask for less.",
+            settle_seconds=SETTLE_SECONDS,
+        )
+    if "is being terminated" in words:
+        return Finding(
+            reason="namespace_terminating",
+            problem=f"The namespace is being deleted: {words}",
+            next_step="Wait until it is gone and run again, or choose another.",
+        )
+    if "violates PodSecurity" in words:
+        return Finding(
+            reason="pod_security",
+            problem=f"The namespace's Pod Security level does not admit the pod: {words}",
+            next_step="Use an image that runs without root (vllm/vllm-openai:v0.23.0 or newer), or another namespace.",
+        )
+    if "denied the request" in words or "ValidatingAdmissionPolicy" in words:
+        return Finding(
+            reason="admission",
+            problem=f"An admission rule refuses the pod: {words}",
+            next_step="Change the setting that the rule names, or ask the rule's owner for an exception.",
+        )
+    if "failed calling webhook" in words:
+        return Finding(reason="admission", problem=f"An admission webhook does not answer: {words}", final=False)
+    return Finding(
+        reason="pod_creation",
+        problem=f"The pod cannot be created: {words}",
+        next_step="Correct what the message names and run again.",
+        settle_seconds=SETTLE_SECONDS,
+    )
+
+
+def _of_pod(pod: Manifest, snapshot: Snapshot) -> Iterable[Finding]:
+    status = pod.get("status") or {}
+    events = events_of(snapshot.events, pod)
+    if status.get("phase") == "Failed":
+        yield _failed_pod(pod)
+        return
+    scheduled = _conditions(pod).get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        yield _unscheduled(str(scheduled.get("message", "")), events, snapshot.unschedulable_seconds)
+        return
+    yield from _of_mounts(pod, events)
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        yield from _of_container(pod, container, events, snapshot.log_tail)
+
+
+def _failed_pod(pod: Manifest) -> Finding:
+    status = pod["status"]
+    words = f"{status.get('reason', '')}: {status.get('message', '')}".strip(": ")
+    name = pod["metadata"]["name"]
+    if status.get("reason") == "Evicted":
+        return Finding(
+            reason="evicted",
+            problem=f"Pod {name} was evicted: {words}",
+            next_step="Ask for more of the resource that the message names.",
+        )
+    disrupted = _conditions(pod).get("DisruptionTarget", {})
+    if disrupted.get("status") == "True" or status.get("reason") in {"Preempting", "Terminated", "NodeShutdown"}:
+        detail = disrupted.get("message") or words
+        return Finding(
+            reason="preempted",
+            problem=f"Pod {name} lost its node and is being replaced: {detail}",
+            final=False,
+        )
+    return Finding(reason="pod_failed", problem=f"Pod {name} failed and is being replaced: {words}", final=False)
+
+
+def _unscheduled(words: str, events: Sequence[Manifest], patience_seconds: float) -> Finding:
+    said = {str(event.get("reason", "")): str(event.get("message", "")) for event in events}
+    words = words or said.get("FailedScheduling", "no node has been found for it")
+    if failed := next((said[reason] for reason in _SCALE_UP_FAILED if reason in said), ""):
+        quota = "quota" in failed.lower()
+        return Finding(
+            reason="quota" if quota else "unschedulable",
+            problem=f"No node fits the pod ({words}) and the autoscaler cannot add one: {failed}",
+            next_step="Ask for more GPU quota in this region (IAM & Admin, Quotas)."
+            if quota
+            else "Try another zone or accelerator, or wait for capacity and run again.",
+            final=quota,
+        )
+    if scaling := next((said[reason] for reason in _SCALING_UP if reason in said), ""):
+        return Finding(reason="scaling_up", problem=f"A node is being added for the pod: {scaling}", final=False)
+    declined = said.get(_NO_SCALE_UP, "")
+    extra = f" The autoscaler will not add one: {declined}" if declined else ""
+    return Finding(
+        reason="unschedulable",
+        problem=f"No node fits the pod: {words}{extra}",
+        next_step="Compare the pod's accelerator, zone and GPU count with the nodes: "
+        "kubectl get nodes -L cloud.google.com/gke-accelerator,topology.kubernetes.io/zone.",
+        settle_seconds=patience_seconds,
+    )
+
+
+def _of_mounts(pod: Manifest, events: Sequence[Manifest]) -> Iterable[Finding]:
+    waiting = not (pod.get("status") or {}).get("containerStatuses") or "waiting" in (
+        engine_status(pod).get("state") or {}
+    )
+    for event in events[::-1]:
+        if waiting and event.get("reason") in _MOUNT_REASONS:
+            yield Finding(
+                reason="mount",
+                problem=f"A volume of pod {pod['metadata']['name']} cannot be mounted: {event.get('message', '')}",
+                next_step="Correct the volume that the message names.",
+                settle_seconds=3 * SETTLE_SECONDS,
+            )
+            return
+
+
+def _of_container(
+    pod: Manifest, container: Manifest, events: Sequence[Manifest], log_tail: Sequence[str]
+) -> Iterable[Finding]:
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason, words = str(waiting.get("reason", "")), str(waiting.get("message", ""))
+    if reason == "InvalidImageName" or reason in _PULL_REASONS:
+        yield _pull_failure(container, reason, words, events)
+        return
+    if reason in _CONFIG_REASONS:
+        yield _cannot_run(container, f"{reason}: {words}")
+        return
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    if not ended or (ended.get("exitCode") == 0 and not container.get("restartCount")):
+        return
+    if ended.get("reason") in _START_REASONS:
+        yield _cannot_run(container, f"{ended['reason']}: {ended.get('message', '')}")
+    else:
+        yield _exit(pod, container, ended, events, log_tail)
+
+
+def _pull_failure(container: Manifest, reason: str, words: str, events: Sequence[Manifest]) -> Finding:
+    said = [str(event.get("message", "")) for event in events if event.get("reason") in {"Failed", "ErrImagePull"}]
+    # "Back-off pulling image" hides the reason, which the event before it has.
+    detail = next((text for text in reversed(said) if "pull" in text.lower()), "")
+    full = f"{reason}: {words}" + (f" ({detail})" if detail and detail not in words else "")
+    final = reason in {"InvalidImageName", "ErrImageNeverPull"} or bool(_FINAL_PULL.search(full))
+    return Finding(
+        reason="image_pull",
+        problem=f"The image {container.get('image')} cannot be pulled: {full}",
+        next_step="Check its name and tag, and that the node's service account may read the registry.",
+        final=final,
+        settle_seconds=0.0 if final else 120.0,
+    )
+
+
+def _cannot_run(container: Manifest, words: str) -> Finding:
+    return Finding(
+        reason="container_start",
+        problem=f"The container {container.get('name')} of image {container.get('image')} cannot be started: {words}",
+        next_step="Check that the image is an engine's image, and what its settings refer to.",
+    )
+
+
+def _exit(
+    pod: Manifest, container: Manifest, ended: Manifest, events: Sequence[Manifest], log_tail: Sequence[str]
+) -> Finding:
+    code, restarts = ended.get("exitCode"), int(container.get("restartCount") or 0)
+    log = quote_log(log_tail)
+    if ended.get("reason") == "OOMKilled":
+        limit = _memory_limit(pod, str(container.get("name")))
+        return Finding(
+            reason="out_of_memory",
+            problem=f"The container {container.get('name')} was killed for memory "
+            f"(OOMKilled; its limit is {limit}).{log}",
+            next_step="Give the pod more memory (resources), or choose an accelerator whose node has more.",
+        )
+    if probe := _failed_probe(events):
+        return Finding(
+            reason="failing_probe",
+            problem=f"The server started but did not become healthy in time and was restarted: {probe}{log}",
+            next_step="Read the engine's log; if it was still loading, the startup budget is too small for this "
+            "bucket: check that the zone's cache is running.",
+        )
+    hint = advise(log_tail)
+    return Finding(
+        reason="crash_loop",
+        problem=f"The engine exits with code {code} ({ended.get('reason') or 'Error'}), "
+        f"{restarts} restart{'' if restarts == 1 else 's'} so far.{log}",
+        next_step=hint or "Read the last lines of the log above; correct the setting they name.",
+        # One exit may be an accident; an argument that the engine does not know is none, nor a known cause.
+        final=restarts >= 1 or code == _MISUSE_EXIT_CODE or bool(hint) or container_is_in_backoff(container),
+    )
+
+
+def container_is_in_backoff(container: Manifest) -> bool:
+    """Whether the node has begun to wait before each restart."""
+    return ((container.get("state") or {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+
+
+def _failed_probe(events: Sequence[Manifest]) -> str:
+    killed = [str(event.get("message", "")) for event in events if event.get("reason") == "Killing"]
+    if not any("probe" in text for text in killed):
+        return ""
+    unhealthy = [str(event.get("message", "")) for event in events if event.get("reason") == "Unhealthy"]
+    return unhealthy[-1] if unhealthy else killed[-1]
+
+
+_ADVICE = (
+    (
+        r"File access error|403.*storage|does not have storage\.",
+        "Check the release's address, and that the pod's service account has roles/storage.objectViewer and "
+        "roles/storage.bucketViewer on the bucket: a wrong path and a missing right look the same to the streamer.",
+    ),
+    (
+        r"Cannot find any safetensors",
+        "Check the release's address: there is no safetensors file under it.",
+    ),
+    (
+        r"unrecognized arguments|invalid choice|error: argument",
+        "Correct engine_arguments: this version of the engine does not take one of them.",
+    ),
+    (
+        r"CUDA out of memory|OutOfMemoryError|No available memory for the cache blocks|"
+        r"larger than the maximum number of tokens|needed.*KV cache.*larger than",
+        "The GPU is too small for the model with this context: set --max-model-len in engine_arguments, or raise "
+        "gpu_count.",
+    ),
+    (
+        r"trust_remote_code|trust-remote-code",
+        "The model brings code of its own; convert it to an architecture that the engine has, or choose another.",
+    ),
+    (
+        r"architectures? .* (?:is|are) not supported|has no vLLM implementation",
+        "Use a newer engine image: this version does not know the model's architecture.",
+    ),
+    (
+        r"must be divisible by tensor parallel size|not divisible by .*tensor",
+        "Choose a gpu_count that divides the model's attention heads.",
+    ),
+    (r"Address already in use", "Another process on the node holds the port."),
+)
+
+
+def advise(log_tail: Sequence[str]) -> str:
+    """A next step for causes that the engine's last lines give away; empty where they do not."""
+    text = "\n".join(log_tail)
+    return next((step for pattern, step in _ADVICE if re.search(pattern, text)), "")
+
+
+def quote_log(log_tail: Sequence[str], *, count: int = 12) -> str:
+    """Last lines of a log as a paragraph of a message."""
+    lines = [line.rstrip()[:400] for line in log_tail if line.strip()][-count:]
+    return "\nIts last lines:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
+
+
+def _memory_limit(pod: Manifest, container_name: str) -> str:
+    for container in (pod.get("spec") or {}).get("containers") or ():
+        if container.get("name") == container_name:
+            return str(((container.get("resources") or {}).get("limits") or {}).get("memory", "not set"))
+    return "not known"
+
+
+def _conditions(item: Manifest) -> dict[str, Manifest]:
+    return {entry["type"]: entry for entry in (item.get("status") or {}).get("conditions") or ()}
+
+
+def _event_time(event: Manifest) -> str:
+    return str(
+        event.get("lastTimestamp")
+        or (event.get("series") or {}).get("lastObservedTime")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+        or ""
+    )

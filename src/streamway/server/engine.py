@@ -1,0 +1,123 @@
+"""What vLLM must be told, and what must not be said to it, by version.
+
+Facts about versions were read in vLLM's own argument parser and release notes; each refusal gives its reason, because
+an engine that crashes on an unknown flag says so only at the end of a long log.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamway.errors import SettingsError
+
+PORT = 8000
+_FLOOR = (0, 14, 1)
+# From here on the image carries the user `vllm` (2000, group 0) with a home it may write to (vllm#40275).
+_NON_ROOT_SINCE = (0, 23, 0)
+ENGINE_USER_ID = 2000
+
+_OURS = {
+    "--model": "the release is the model",
+    "--served-model-name": "use served_model_name",
+    "--host": "the server listens on all addresses of its pod",
+    "--port": f"the server listens on {PORT}",
+    "--load-format": "weights are streamed by the Run:ai model streamer",
+    "--model-loader-extra-config": "the streamer's settings follow from the pod's resources",
+    "--tensor-parallel-size": "use gpu_count",
+    "-tp": "use gpu_count",
+    "--api-key": "arguments are readable by everyone who may read pods; put VLLM_API_KEY into a Secret",
+}
+_GONE = {
+    "--disable-log-requests": "it was removed from vLLM, where requests are not logged unless "
+    "--enable-log-requests is given, and current versions stop at it with 'unrecognized arguments'",
+    "--use-v2-block-manager": "it was removed from vLLM, which has only that block manager",
+    "--worker-use-ray": "it was removed from vLLM in favour of --distributed-executor-backend",
+    "--device": "it was removed from vLLM, which finds the device by itself",
+    "--num-scheduler-steps": "it was removed from vLLM with the first engine",
+    "--guided-decoding-backend": "it was removed from vLLM in favour of --structured-outputs-config",
+}
+_MULTI_NODE = {"--pipeline-parallel-size", "-pp", "--nnodes", "--node-rank", "--master-addr", "--headless"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An engine's image.
+
+    Args:
+        reference: As Kubernetes takes it.
+        version: Version in the tag, as numbers; None where the tag does not say.
+    """
+
+    reference: str
+    version: tuple[int, int, int] | None
+
+    @property
+    def runs_without_root(self) -> bool:
+        """Whether the image is known to have a user of its own that can run the engine."""
+        repository = self.reference.partition("@")[0].rpartition(":")[0] or self.reference
+        return repository.endswith("vllm/vllm-openai") and self.version is not None and self.version >= _NON_ROOT_SINCE
+
+
+def read_image(reference: str) -> Image:
+    """Read an image reference, and refuse versions that must not serve.
+
+    Raises:
+        SettingsError: the image is not pinned, or its version is below the floor.
+    """
+    _name, _, tag = reference.partition("@")[0].rpartition("/")[2].partition(":")
+    if not reference or (tag in {"", "latest", "nightly"} and "@sha256:" not in reference):
+        raise SettingsError(
+            f"image is {reference!r}, which means another engine tomorrow.",
+            next_step="Pin it, such as vllm/vllm-openai:v0.32.0, or by @sha256: digest.",
+        )
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", tag)
+    version = (int(match[1]), int(match[2]), int(match[3])) if match else None
+    if version is not None and version < _FLOOR:
+        raise SettingsError(
+            f"image is {reference!r}; vLLM before {'.'.join(map(str, _FLOOR))} runs a model's own code even where "
+            "that is forbidden (CVE-2026-22807) and can be made to by a request (CVE-2026-22778)"
+            + ("; before 0.11.1 it cannot stream from gs:// either." if version < (0, 11, 1) else "."),
+            next_step="Use vllm/vllm-openai:v0.14.1 or newer.",
+        )
+    return Image(reference=reference, version=version)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are ours to give, gone from vLLM, or meant for several nodes.
+
+    Raises:
+        SettingsError: names the argument and the reason.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-") if argument.startswith("-") else ""
+        for table, what in ((_GONE, "is refused"), (_OURS, "is not yours to set")):
+            if flag in table:
+                raise SettingsError(
+                    f"engine_arguments has {argument!r}, which {what}: {table[flag]}.",
+                    next_step=f"Remove {flag} from engine_arguments.",
+                )
+        if flag in _MULTI_NODE:
+            raise SettingsError(
+                f"engine_arguments has {argument!r}, which spreads a model over several nodes; "
+                "one server is one pod on one node here.",
+                next_step="Remove it, and choose an accelerator whose node holds the model.",
+            )
+
+
+def serve_arguments(*, served_model_name: str, gpu_count: int, engine_arguments: Sequence[str]) -> list[str]:
+    """Arguments of `vllm serve URI`, the caller's last.
+
+    The streamer's distributed mode is left out on one GPU, where it does nothing for speed and has returned empty
+    output (vllm#41749, vllm#43163).
+    """
+    arguments = [
+        f"--served-model-name={served_model_name}",
+        "--host=0.0.0.0",
+        f"--port={PORT}",
+        "--load-format=runai_streamer",
+    ]
+    if gpu_count > 1:
+        arguments.append(f"--tensor-parallel-size={gpu_count}")
+        arguments.append(f"--model-loader-extra-config={json.dumps({'distributed': True})}")
+    return [*arguments, *engine_arguments]

@@ -1,0 +1,242 @@
+"""What one server is, before any manifest: the caller's settings, checked, and what follows from them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from streamway.errors import SettingsError
+from streamway.server.accelerators import GIB, Accelerator, derive_gpu_count, find_accelerator, fits, machines_with
+from streamway.server.budgets import Budgets, derive_budgets
+from streamway.server.engine import Image, check_arguments, read_image
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+# The names of what belongs to a revision are NAME-xxxxxxx-yyyyy, and a Service's name has at most 63 characters.
+_NAME_LENGTH = 40
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SHA = re.compile(r"[0-9a-f]{7,64}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)S?$")
+
+STRATEGIES = ("auto", "recreate", "surge", "blue_green")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one pod asks for; 0 derives a value.
+
+    Args:
+        cpus: CPU cores.
+        memory_bytes: Memory, including /dev/shm.
+        shm_bytes: Most that /dev/shm may hold.
+        ephemeral_bytes: Local disk for logs and the engine's caches; never for weights.
+    """
+
+    cpus: float = 0
+    memory_bytes: int = 0
+    shm_bytes: int = 0
+    ephemeral_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSpec:
+    """Everything that decides what a server is.
+
+    Args:
+        release_uri: The published release, as gs://BUCKET/PREFIX/org/name/sha/.
+        model_id: Hugging Face id of the model.
+        commit_sha: The commit that is served.
+        size_bytes: Bytes of the release.
+        name: Name of the endpoint.
+        namespace: Kubernetes namespace.
+        image: The engine's image, pinned.
+        service_account: Kubernetes service account that may read the bucket; empty for one with the endpoint's name.
+        accelerator: GKE's name of the accelerator.
+        gpu_count: GPUs for each pod; 0 derives it.
+        zone: Zone to keep the pods in; empty for any.
+        replicas: Pods.
+        engine_arguments: More arguments for `vllm serve`.
+        environment: More environment variables of the engine.
+        resources: What each pod asks for.
+        served_model_name: The model's name in the API; empty for the Hugging Face id.
+        spot: Whether spot nodes may be used.
+        drain_seconds: How long a pod goes on answering after it has been told to stop.
+        timeout_seconds: Longest wait for a rollout; 0 derives it.
+    """
+
+    release_uri: str
+    model_id: str
+    commit_sha: str
+    size_bytes: int
+    name: str
+    namespace: str
+    image: str
+    service_account: str = ""
+    accelerator: str = "nvidia-l4"
+    gpu_count: int = 0
+    zone: str = ""
+    replicas: int = 1
+    engine_arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    resources: Resources = Resources()
+    served_model_name: str = ""
+    spot: bool = False
+    drain_seconds: int = 10
+    timeout_seconds: float = 0
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_release(self)
+        _check_environment(self.environment)
+        check_arguments(self.engine_arguments)
+        read_image(self.image)
+        if self.gpu_count and self.gpu_count not in find_accelerator(self.accelerator).counts:
+            counts = ", ".join(map(str, find_accelerator(self.accelerator).counts))
+            raise SettingsError(
+                f"gpu_count is {self.gpu_count}, but a node with {self.accelerator} gives {counts}.",
+                next_step="Choose one of these, or 0 to derive it from the model's size.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """What follows from a spec.
+
+    Args:
+        accelerator: The accelerator's figures.
+        image: The image and its version.
+        gpu_count: GPUs for each pod.
+        resources: All of them known.
+        streamer_memory_bytes: Most that the streamer may buffer in host memory.
+        streamer_concurrency: Threads of the streamer.
+        budgets: How long things may take.
+        served_model_name: The model's name in the API.
+        service_account: Name of the Kubernetes service account.
+    """
+
+    accelerator: Accelerator
+    image: Image
+    gpu_count: int
+    resources: Resources
+    streamer_memory_bytes: int
+    streamer_concurrency: int
+    budgets: Budgets
+    served_model_name: str
+    service_account: str
+
+    @property
+    def machine_types(self) -> tuple[str, ...]:
+        """Machine types whose nodes can hold the pod, smallest first."""
+        needed = self.resources.memory_bytes / GIB
+        return tuple(
+            machine.name
+            for machine in machines_with(self.accelerator, self.gpu_count)
+            if machine.memory_gib * 0.85 >= needed and machine.cpus >= self.resources.cpus
+        )
+
+
+def derive(spec: ServerSpec) -> Derived:
+    """Work out what a spec leaves open.
+
+    Raises:
+        SettingsError: the model does not fit the accelerators that were asked for.
+    """
+    accelerator = find_accelerator(spec.accelerator)
+    gpu_count = spec.gpu_count or derive_gpu_count(accelerator, spec.size_bytes)
+    if not fits(accelerator, gpu_count, spec.size_bytes):
+        raise SettingsError(
+            f"gpu_count is {gpu_count}, but {spec.size_bytes / GIB:.1f} GiB of weights need at least "
+            f"{derive_gpu_count(accelerator, spec.size_bytes)} of {spec.accelerator}.",
+            next_step="Leave gpu_count at 0 to derive it.",
+        )
+    streamer_memory = _streamer_memory(spec.size_bytes, gpu_count)
+    resources = _resources(spec.resources, gpu_count, streamer_memory)
+    return Derived(
+        accelerator=accelerator,
+        image=read_image(spec.image),
+        gpu_count=gpu_count,
+        resources=resources,
+        streamer_memory_bytes=streamer_memory,
+        streamer_concurrency=min(16, max(4, int(resources.cpus) * 2)),
+        budgets=derive_budgets(spec.size_bytes, spec.timeout_seconds),
+        served_model_name=spec.served_model_name or spec.model_id,
+        service_account=spec.service_account or spec.name,
+    )
+
+
+def _streamer_memory(size_bytes: int, gpu_count: int) -> int:
+    """Host memory for the streamer: a limit of 4 GiB was as fast as none on an H100, and each rank has its share.
+
+    It must hold the largest single tensor; the largest that are published (the embeddings of a 405B model) take 4.2
+    GB. A model smaller than the limit is buffered whole.
+    """
+    return min(max(size_bytes, GIB // 4), 4 * GIB * gpu_count)
+
+
+def _resources(asked: Resources, gpu_count: int, streamer_memory: int) -> Resources:
+    shm = asked.shm_bytes or 2 * GIB * gpu_count
+    # The engine's processes: one for the API, one for the scheduler, and one for each GPU.
+    engine = 6 * GIB + 3 * GIB * gpu_count
+    return Resources(
+        cpus=asked.cpus or 4 * gpu_count,
+        memory_bytes=asked.memory_bytes or engine + _whole_gib(streamer_memory) + shm,
+        shm_bytes=shm,
+        ephemeral_bytes=asked.ephemeral_bytes or 10 * GIB,
+    )
+
+
+def _whole_gib(size_bytes: int) -> int:
+    return -(-size_bytes // GIB) * GIB
+
+
+def _check_names(spec: ServerSpec) -> None:
+    if not _NAME.fullmatch(spec.name):
+        raise SettingsError(
+            f"name is {spec.name!r}, expected at most {_NAME_LENGTH} lower-case letters, digits and dashes, "
+            "beginning with a letter.",
+            next_step="Choose another name for the endpoint.",
+        )
+    if spec.name == "vllm":
+        raise SettingsError(
+            "name is 'vllm': a Service of that name makes Kubernetes set VLLM_PORT in every pod of the namespace, "
+            "at which vLLM servers crash.",
+            next_step="Choose another name for the endpoint, such as the model's.",
+        )
+    if not _NAMESPACE.fullmatch(spec.namespace):
+        raise SettingsError(
+            f"namespace is {spec.namespace!r}, expected at most 63 lower-case letters, digits and dashes.",
+            next_step="Choose another namespace.",
+        )
+
+
+def _check_release(spec: ServerSpec) -> None:
+    if not spec.release_uri.startswith("gs://"):
+        raise SettingsError(
+            f"release_uri is {spec.release_uri!r}, expected gs://BUCKET/PREFIX/.",
+            next_step="Publish the model to a bucket first; a server streams from there.",
+        )
+    if spec.size_bytes <= 0:
+        raise SettingsError(
+            f"size_bytes is {spec.size_bytes}, expected the bytes of the release.",
+            next_step="Take it from the release's manifest.",
+        )
+    if spec.commit_sha and not _SHA.fullmatch(spec.commit_sha):
+        raise SettingsError(
+            f"commit_sha is {spec.commit_sha!r}, expected lower-case hex digits.",
+            next_step="Take it from the release's manifest.",
+        )
+    if spec.replicas < 1:
+        raise SettingsError(f"replicas is {spec.replicas}, expected 1 or more.", next_step="Ask for at least one pod.")
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    for variable, value in environment.items():
+        if not _VARIABLE.fullmatch(variable) or not isinstance(value, str):
+            raise SettingsError(
+                f"environment has {variable!r}: {value!r}, expected a name and a text.",
+                next_step="Put the value in quotes.",
+            )
+        if _SECRET_VARIABLE.search(variable.upper()) and value:
+            raise SettingsError(
+                f"environment has {variable!r}, which looks like a secret; everyone who may read pods would see it.",
+                next_step="Keep it in a Secret, or remove it: a released model needs no token.",
+            )

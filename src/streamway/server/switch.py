@@ -1,0 +1,257 @@
+"""How a new revision takes the place of the old one, and how the old one comes back.
+
+Whatever the strategy, the order is: the new revision runs, has answered (where the caller can tell), and only then the
+Service moves. The strategies differ in what becomes of the old revision's GPUs meanwhile.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from streamway.cluster import REVISION, ClusterConnection, Manifest
+from streamway.errors import RolloutError, StreamwayError
+from streamway.server.apply import apply, scale
+from streamway.server.endpoint import (
+    Endpoint,
+    Revision,
+    close_candidate,
+    open_candidate,
+    point_service,
+    remove_revision,
+    stop_revision,
+)
+from streamway.server.rollout import Patience, Phase, Rollout, await_rollout
+from streamway.storage.segments import Progress
+
+logger = logging.getLogger("streamway.server")
+
+# A pod's drain and grace period, and what the node needs to notice.
+_STOP_SECONDS = 180.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A revision that runs and is to be proved before it serves.
+
+    Args:
+        namespace: Of the endpoint.
+        service: Name of a Service that selects this revision only.
+        port: Its port.
+        revision: Its name.
+    """
+
+    namespace: str
+    service: str
+    port: int
+    revision: str
+
+
+Verify = Callable[[Candidate], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done for one rollout.
+
+    Args:
+        deployment: The new revision's manifest.
+        strategy: `recreate`, `surge`, `blue_green`, or `auto`: surge where a node is found, else recreate.
+        port: Port of the engine.
+        patience: How long to wait for what.
+        size_bytes: Bytes of the release, for progress.
+        keep_seconds: How long `blue_green` keeps the old revision running.
+        verify: Proves the new revision; it raises where the answer is wrong.
+        hold: Leave the Service where it is after a successful rollout.
+        force: Take fields over from other managers.
+        on_progress: Told how many bytes of the weights have come.
+    """
+
+    deployment: Manifest
+    strategy: str
+    port: int
+    patience: Patience
+    size_bytes: int = 0
+    keep_seconds: float = 3600
+    verify: Verify | None = None
+    hold: bool = False
+    force: bool = False
+    on_progress: Progress | None = None
+
+    @property
+    def revision(self) -> str:
+        return str(self.deployment["metadata"]["labels"][REVISION])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switched:
+    """How it went.
+
+    Args:
+        rollout: How the new revision became ready.
+        service: The Service to ask: the endpoint's, or the revision's own while traffic is held.
+        changed: Whether anything in the cluster had to change.
+        gap: Whether the endpoint was without a server for a while.
+    """
+
+    rollout: Rollout
+    service: str
+    changed: bool
+    gap: bool = False
+
+
+def roll_out(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> Switched:
+    """Bring a revision up by the plan's strategy and let the Service select it; on failure, the old one serves on.
+
+    Raises:
+        RolloutError: the new revision does not become ready; says what was returned to.
+        StreamwayError: what `verify` raised, after the old revision has been returned to.
+    """
+    _remove_strays(connection, endpoint, plan.revision)
+    old = endpoint.active_revision if endpoint.active != plan.revision else None
+    if old is None or plan.strategy in {"surge", "blue_green"}:
+        return _beside(connection, endpoint, plan, old)
+    if plan.strategy == "recreate":
+        return _in_place(connection, endpoint, plan, old)
+    try:
+        return _beside(connection, endpoint, replace(plan, strategy="surge"), old)
+    except RolloutError as error:
+        if error.reason not in {"unschedulable", "quota"}:
+            raise
+        logger.warning("no room for a second server beside the old one: %s", error.problem)
+    return _in_place(connection, endpoint, plan, old)
+
+
+def promote(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision | None) -> bool:
+    """Move the Service to the new revision, then settle the old one by the strategy."""
+    keep_until = ""
+    if old is not None and plan.strategy == "blue_green":
+        until = datetime.now(UTC) + timedelta(seconds=plan.keep_seconds)
+        keep_until = until.strftime("%Y-%m-%dT%H:%M:%SZ")
+    changed = point_service(connection, endpoint, plan.revision, force=plan.force, keep_until=keep_until)
+    close_candidate(connection, endpoint, plan.revision)
+    if old is not None and plan.strategy != "blue_green" and old.replicas:
+        scale(connection, endpoint.namespace, old.deployment_name, 0)
+    return changed
+
+
+def bring_up(
+    connection: ClusterConnection,
+    endpoint: Endpoint,
+    revision: Revision,
+    *,
+    patience: Patience,
+    on_progress: Progress | None = None,
+) -> Rollout:
+    """Run a revision that exists again, with as many pods as it has when it serves."""
+    if revision.replicas != revision.serving_replicas:
+        scale(connection, endpoint.namespace, revision.deployment_name, revision.serving_replicas)
+    return await_rollout(
+        connection,
+        namespace=endpoint.namespace,
+        endpoint=endpoint.name,
+        revision=revision.name,
+        deployment=revision.deployment_name,
+        patience=patience,
+        on_progress=on_progress,
+    )
+
+
+def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision | None) -> Switched:
+    """The new revision runs beside the old one, which notices nothing."""
+    if old is not None:
+        logger.info("revision %s comes up beside %s, which serves on", plan.revision, old.name)
+    try:
+        changed, rollout = _run_new(connection, endpoint, plan)
+        service = _prove(connection, endpoint, plan)
+    except StreamwayError as error:
+        if endpoint.active == plan.revision:
+            raise
+        remove_revision(connection, endpoint, plan.revision)
+        serving = f"Revision {old.name} serves on" if old is not None else "Nothing serves: it was the first revision"
+        raise _with_outcome(error, f"{serving}; revision {plan.revision} was removed.") from error
+    if not plan.hold:
+        changed = promote(connection, endpoint, plan, old) or changed
+    return Switched(rollout=rollout, service=service, changed=changed)
+
+
+def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision) -> Switched:
+    """The old revision gives its GPUs to the new one; it comes back if the new one fails."""
+    logger.warning(
+        "endpoint %s will not answer from now until revision %s is ready: it takes the GPUs of %s",
+        endpoint.name,
+        plan.revision,
+        old.name,
+    )
+    began = time.monotonic()
+    try:
+        stop_revision(connection, endpoint, old, timeout_seconds=_STOP_SECONDS)
+        stopped = Phase(name="stop old revision", seconds=round(time.monotonic() - began, 3))
+        _changed, rollout = _run_new(connection, endpoint, plan)
+        service = _prove(connection, endpoint, plan)
+    except (StreamwayError, KeyboardInterrupt) as error:
+        outcome = _return_to(connection, endpoint, plan, old)
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _with_outcome(error, outcome) from error
+    rollout = replace(rollout, phases=(stopped, *rollout.phases))
+    if not plan.hold:
+        promote(connection, endpoint, plan, old)
+    return Switched(rollout=rollout, service=service, changed=True, gap=True)
+
+
+def _return_to(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision) -> str:
+    logger.warning("returning to revision %s", old.name)
+    remove_revision(connection, endpoint, plan.revision)
+    scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
+    stopped = replace(old, deployment={**old.deployment, "spec": {**old.deployment["spec"], "replicas": -1}})
+    try:
+        bring_up(connection, endpoint, stopped, patience=plan.patience)
+    except StreamwayError as error:
+        return f"Revision {old.name} was asked to return and is not ready either: {error.problem}"
+    return f"Revision {old.name} serves again; revision {plan.revision} was removed."
+
+
+def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> tuple[bool, Rollout]:
+    known = endpoint.revisions.get(plan.revision)
+    wanted = int(plan.deployment["spec"].get("replicas", 1))
+    if known is not None and known.replicas != wanted:
+        scale(connection, endpoint.namespace, known.deployment_name, wanted)
+    applied = apply(connection, plan.deployment, force=plan.force)
+    rollout = await_rollout(
+        connection,
+        namespace=endpoint.namespace,
+        endpoint=endpoint.name,
+        revision=plan.revision,
+        deployment=applied.name,
+        patience=plan.patience,
+        size_bytes=plan.size_bytes,
+        on_progress=plan.on_progress,
+    )
+    return applied.action != "unchanged" or bool(known and known.replicas != wanted), rollout
+
+
+def _prove(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> str:
+    """Have a revision proved where it does not serve yet; return the Service to ask from now on."""
+    if endpoint.active == plan.revision or (plan.verify is None and not plan.hold):
+        return endpoint.name
+    service = open_candidate(connection, endpoint, plan.revision)
+    if plan.verify is not None:
+        plan.verify(Candidate(namespace=endpoint.namespace, service=service, port=plan.port, revision=plan.revision))
+    return service if plan.hold else endpoint.name
+
+
+def _remove_strays(connection: ClusterConnection, endpoint: Endpoint, wanted: str) -> None:
+    """Remove what an interrupted run left: revisions that neither serve, served last, nor are wanted now."""
+    for name in endpoint.revisions:
+        if name not in {endpoint.active, endpoint.previous, wanted}:
+            logger.info("removing revision %s, which an earlier run left unfinished", name)
+            remove_revision(connection, endpoint, name)
+
+
+def _with_outcome(error: StreamwayError, outcome: str) -> StreamwayError:
+    logger.warning("%s", outcome)
+    if isinstance(error, RolloutError):
+        return RolloutError(f"{error.problem}\n{outcome}", next_step=error.next_step, reason=error.reason)
+    return error
