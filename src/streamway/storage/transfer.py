@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -62,30 +62,33 @@ def write_files(
         TransferError: bytes could not be moved.
         StorageError: a target refuses.
     """
-    part_bytes = choose_part_bytes(plans, memory_bytes=memory_bytes, workers=workers)
+    object_sizes = (plan.size_bytes for plan in plans if is_gs(plan.uri))
+    part_bytes = choose_part_bytes(object_sizes, memory_bytes=memory_bytes, workers=workers)
     cloud = cloud_storage(patience)
     jobs = [_Job(plan, make_target(plan, cloud, sha256=sha256, part_bytes=part_bytes), part_bytes) for plan in plans]
     at_once = max(1, min(workers, memory_bytes // part_bytes))
     return _Crew(jobs, part_bytes=part_bytes, workers=at_once, on_progress=on_progress).run()
 
 
-def choose_part_bytes(plans: Sequence[FilePlan], *, memory_bytes: int, workers: int) -> int:
+def choose_part_bytes(object_sizes: Iterable[int], *, memory_bytes: int, workers: int) -> int:
     """Return the size of a part: what memory allows, within what Cloud Storage demands.
 
+    Args:
+        object_sizes: Sizes of the files that go to Cloud Storage; disks have no limits to heed.
+        memory_bytes: Most memory for bytes in flight.
+        workers: Most parts on their way at once; fewer work where memory is short.
+
     Raises:
-        TransferError: the largest file cannot be cut so that a part fits into memory.
+        TransferError: the largest file cannot be cut so that a part fits into memory, or is too large altogether.
     """
+    largest = max(object_sizes, default=0)
+    if largest > MOST_OBJECT_BYTES:
+        raise TransferError(
+            f"A file of {largest} bytes cannot be an object: Cloud Storage takes at most {MOST_OBJECT_BYTES}.",
+            next_step="Choose smaller shards.",
+        )
     part_bytes = max(LEAST_PART_BYTES, min(PART_BYTES, memory_bytes // max(1, workers) // MIB * MIB))
-    for plan in plans:
-        if not is_gs(plan.uri):
-            continue
-        if plan.size_bytes > MOST_OBJECT_BYTES:
-            raise TransferError(
-                f"{plan.uri} would be {plan.size_bytes} bytes long, at most {MOST_OBJECT_BYTES} are "
-                "possible in Cloud Storage."
-            )
-        needed = -(-plan.size_bytes // MOST_PARTS)
-        part_bytes = max(part_bytes, -(-needed // MIB) * MIB)
+    part_bytes = max(part_bytes, -(-largest // (MOST_PARTS * MIB)) * MIB)
     if part_bytes > memory_bytes:
         raise TransferError(
             f"A part of {part_bytes // MIB} MiB does not fit into memory_bytes={memory_bytes}.",

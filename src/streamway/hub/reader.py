@@ -1,0 +1,183 @@
+"""A file of the Hub as bytes that can be read by offset, from many threads at once.
+
+The Hub answers with a redirect to a signed address on another host, which expires. It is looked up once for each file
+and again when it is refused. The token goes to the Hub alone: never to the other host, never from https to http.
+"""
+
+import logging
+import threading
+import urllib.parse
+from collections.abc import Mapping
+
+import urllib3
+
+from streamway.errors import AccessDeniedError, HubError, SourceChangedError, TransferError
+from streamway.hub.repository import HubFile, Repository
+from streamway.storage.http import RETRIED, HttpClient, Persistence, RetryableError, read_range, wait_told
+
+log = logging.getLogger("streamway.hub")
+
+_MOST_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class HubReader:
+    """One file at one commit.
+
+    Args:
+        client: Connections, shared by all files of a pull.
+        repository: Which model, at which commit.
+        file: Which file.
+        token: The Hub's token, or None.
+    """
+
+    def __init__(self, client: HttpClient, repository: Repository, file: HubFile, token: str | None) -> None:
+        self._client = client
+        self._file = file
+        self._token = token
+        self._origin = _origin(repository.endpoint)
+        self._commit_sha = repository.commit_sha
+        path = urllib.parse.quote(f"{repository.model_id}/resolve/{repository.commit_sha}/{file.path}")
+        self.uri = f"{repository.endpoint}/{path}"
+        self.size_bytes = file.size_bytes
+        self._address = ""
+        self._etag = ""
+        self._lock = threading.Lock()
+
+    @property
+    def version(self) -> str:
+        return self._file.etag
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`."""
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` from `offset`.
+
+        Raises:
+            AccessDeniedError: the token does not open the file any more.
+            SourceChangedError: the file is not what it was.
+            TransferError: it cannot be read.
+        """
+        if offset < 0 or offset + len(view) > self.size_bytes:
+            raise TransferError(f"{self.uri}: asked for {len(view)} bytes at {offset}, it has {self.size_bytes}.")
+        persistence = Persistence(self.uri, self._client.patience)
+        filled = 0
+        while filled < len(view):
+            try:
+                filled += self._read_once(offset + filled, view[filled:])
+                persistence.gained()
+            except RetryableError as retryable:
+                persistence.failed(retryable)
+
+    def _read_once(self, offset: int, view: memoryview) -> int:
+        address = self._locate()
+        headers = {"Range": f"bytes={offset}-{offset + len(view) - 1}", **self._authorization(address)}
+        response = self._client.open("GET", address, headers)
+        if response.status not in (200, 206):
+            response.close()
+            self._judge(response, address)
+        self._pin(response)
+        return read_range(self._client, response, view, offset, self.size_bytes)
+
+    def _pin(self, response: urllib3.BaseHTTPResponse) -> None:
+        """Hold every answer to the first one's entity tag, so that two versions are never mixed."""
+        etag = response.headers.get("ETag", "")
+        with self._lock:
+            self._etag = self._etag or etag
+            if etag == self._etag:
+                return
+        response.close()
+        raise SourceChangedError(
+            f"{self.uri}: its entity tag was {self._etag}, now it is {etag}; it changed while it was read.",
+            next_step="Run again; the revision is resolved anew.",
+        )
+
+    def _locate(self) -> str:
+        """Return where the bytes are, asking the Hub only if that is not known or not valid any more."""
+        with self._lock:
+            if not self._address:
+                self._address = self._follow()
+            return self._address
+
+    def _follow(self) -> str:
+        address = self.uri
+        for _ in range(_MOST_REDIRECTS):
+            response = self._client.open("HEAD", address, self._authorization(address))
+            response.close()
+            if response.status in _REDIRECTS:
+                self._check_promise(response.headers)
+                address = self._next_address(address, response.headers.get("Location", ""))
+                if _origin(address) != self._origin:
+                    return address  # a signed address is for GET, and for whoever holds it
+            elif 200 <= response.status < 300:
+                self._check_promise(response.headers)
+                return address
+            else:
+                self._judge(response, address)
+        raise HubError(f"{self.uri}: more than {_MOST_REDIRECTS} redirects, the last to {_shown(address)}.")
+
+    def _next_address(self, address: str, location: str) -> str:
+        target = urllib.parse.urljoin(address, location)
+        scheme = urllib.parse.urlsplit(target).scheme
+        secure = urllib.parse.urlsplit(address).scheme == "https"
+        if not location or scheme not in ("http", "https") or (secure and scheme != "https"):
+            raise HubError(
+                f"{_shown(address)} redirects to {_shown(target)!r}, which is not a secure address.",
+                next_step="Check HF_ENDPOINT and any proxy between here and the Hub.",
+            )
+        return target
+
+    def _check_promise(self, headers: Mapping[str, str]) -> None:
+        """Compare what the Hub says about the file now with what it said when the model was asked for."""
+        commit = headers.get("X-Repo-Commit", self._commit_sha)
+        size = headers.get("X-Linked-Size")
+        etag = headers.get("X-Linked-ETag") or headers.get("ETag", "")
+        etag = etag.removeprefix("W/").strip('"')
+        changed = commit != self._commit_sha or (size is not None and int(size) != self.size_bytes)
+        if changed or (etag and etag != self._file.etag):
+            raise SourceChangedError(
+                f"{self.uri}: the Hub now says commit {commit}, {size or '?'} bytes, entity tag {etag}; expected "
+                f"{self._commit_sha}, {self.size_bytes} bytes, {self._file.etag}.",
+                next_step="Run again; the revision is resolved anew.",
+            )
+
+    def _judge(self, response: urllib3.BaseHTTPResponse, address: str) -> None:
+        """Raise what a refusal means."""
+        status = response.status
+        if status in RETRIED:
+            raise RetryableError(f"the server answers {status}", wait_seconds=wait_told(response.headers))
+        if _origin(address) != self._origin and status in (400, 401, 403, 404, 410):
+            self._forget(address)
+            raise RetryableError(f"the signed address was refused ({status}), asking the Hub for a new one")
+        if status in (401, 403):
+            raise AccessDeniedError(
+                f"{self.uri}: the Hub answers {status}: the token was revoked, or access was withdrawn.",
+                next_step="Give a valid token and run again; what has arrived is kept.",
+            )
+        if status == 412 or status == 404:
+            raise SourceChangedError(
+                f"{self.uri}: the Hub answers {status}; the file is gone from this commit.",
+                next_step="Run again; the revision is resolved anew.",
+            )
+        raise HubError(f"{_shown(address)}: the server answers {status}, which was not expected.")
+
+    def _forget(self, address: str) -> None:
+        with self._lock:
+            if self._address == address:
+                self._address = ""
+
+    def _authorization(self, address: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"} if self._token and _origin(address) == self._origin else {}
+
+
+def _origin(address: str) -> tuple[str, str]:
+    split = urllib.parse.urlsplit(address)
+    return split.scheme, split.netloc
+
+
+def _shown(address: str) -> str:
+    return address.partition("?")[0]
