@@ -62,9 +62,6 @@ class Question:
         return re.search(self.expect, answer, re.IGNORECASE | re.DOTALL) is not None
 
 
-SOUND_ANSWER = Question(prompt="Write one sentence about the sea.")
-
-
 def parse_questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]:
     """Read questions as a configuration has them.
 
@@ -163,3 +160,7 @@ def _object_fits(value: Any, schema: dict[str, Any]) -> bool:
     return all(name in value for name in schema.get("required", ())) and all(
         _fits(value[name], properties[name]) for name in properties if name in value
     )
+
+
+# Asked where the caller has no question: any model can write it, and noise does not pass for it.
+SOUND_ANSWER = Question(prompt="Write one sentence about the sea.")

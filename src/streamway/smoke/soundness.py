@@ -45,15 +45,11 @@ def _repetition(text: str) -> str:
         return words[0]
     if len(text) < _SHORTEST_REPETITION:
         return ""
-    # A text with period p is found in itself, doubled, at p: the classic test for periodicity.
-    period = (text + text).find(text, 1)
-    for candidate in (period, _ragged_period(text)):
-        if candidate and candidate * _FEWEST_REPEATS <= len(text):
-            return text[:candidate].strip() or text[:candidate]
-    return ""
+    period = _period(text)
+    return (text[:period].strip() or text[:period]) if period else ""
 
 
-def _ragged_period(text: str) -> int:
+def _period(text: str) -> int:
     """Smallest period of a text whose last repetition may be cut off; 0 for none."""
     for period in range(1, len(text) // _FEWEST_REPEATS + 1):
         if text[period:] == text[:-period]:

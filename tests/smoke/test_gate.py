@@ -1,0 +1,207 @@
+"""The gate: what passes, what fails, and what is only not ready yet."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from streamway import smoke
+from streamway.errors import SmokeTestError, WrongAnswerError
+from streamway.smoke import Question, SmokeReport
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+FRANCE = Question(prompt="What is the capital of France?", expect=r"\bParis\b")
+Engine = Callable[..., Any]
+
+
+def run(**settings: Any) -> SmokeReport:
+    defaults: dict[str, Any] = {
+        "namespace": "models",
+        "service": "tiny",
+        "port": 8000,
+        "served_model_name": "org/tiny",
+        "questions": (FRANCE,),
+        "load_requests": 4,
+        "timeout_seconds": 20,
+    }
+    return smoke.smoke_test(**{**defaults, **settings})
+
+
+def failing(**settings: Any) -> WrongAnswerError:
+    with pytest.raises(WrongAnswerError) as caught:
+        run(**settings)
+    assert not caught.value.report.passed
+    return caught.value
+
+
+def test_a_correct_model_passes_every_check(engine: Engine) -> None:
+    engine()
+
+    report = run(commit_sha=SHA)
+
+    assert report.verdict == "passed"
+    assert "Paris" in report.streamed_answer
+    assert [answer.streamed for answer in report.answers] == [False, True]
+    assert {"first_token_seconds", "tokens_per_second", "latency_p50_seconds", "latency_p95_seconds"} <= set(
+        report.metrics
+    )
+    assert report.metrics["max_model_len"] == 2048
+
+
+def test_progress_counts_the_checks(engine: Engine) -> None:
+    engine()
+    told: list[tuple[int, int]] = []
+
+    run(on_progress=lambda done, total: told.append((done, total)))
+
+    assert told[-1][0] == told[-1][1] == len(told)
+
+
+def test_a_wrong_answer_fails_and_the_report_keeps_it(engine: Engine) -> None:
+    engine({"": "The capital of France is Berlin."})
+
+    error = failing()
+
+    assert "'What is the capital of France?'" in error.problem
+    assert r"expected a match of '\\bParis\\b'" in error.problem
+    assert "found 'The capital of France is Berlin.'" in error.problem
+    assert error.report.answers[0].text == "The capital of France is Berlin."
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("", "the answer is empty"),
+        ("!", "a single character"),
+        ("!!!!!!!!!!!!!!!!!!!!", "repeats '!' over and over"),
+        ("the the the the the", "repeats 'the' over and over"),
+        ("море широкое и синее", "mostly Cyrillic letters"),
+    ],
+)
+def test_garbage_fails_without_any_expected_answer(engine: Engine, answer: str, reason: str) -> None:
+    engine({"": answer})
+
+    error = failing(questions=())
+
+    assert reason in error.problem
+
+
+def test_another_model_behind_the_name_fails(engine: Engine) -> None:
+    engine(model="org/other")
+
+    error = failing()
+
+    assert "expected org/tiny, found org/other" in error.problem
+
+
+def test_another_release_behind_the_service_fails(engine: Engine) -> None:
+    cluster = engine()
+    cluster.releases = [SHA, "f" * 40]
+
+    error = failing(commit_sha=SHA)
+
+    assert "every pod carries the release" in error.problem
+    assert "f" * 40 in error.problem
+
+
+def test_an_engine_that_loaded_another_release_fails(engine: Engine) -> None:
+    engine(root="gs://models/prefix/org/tiny/" + "e" * 40)
+
+    assert "the engine loaded the release" in failing(commit_sha=SHA).problem
+
+
+def test_a_context_shorter_than_needed_fails(engine: Engine) -> None:
+    engine()
+
+    assert "expected at least 4096 tokens, found 2048 tokens" in failing(min_context_tokens=4096).problem
+
+
+def test_a_busy_engine_is_asked_again(engine: Engine) -> None:
+    cluster = engine(busy="2")
+
+    assert run().passed
+    assert cluster.requests.count("/v1/chat/completions") >= 4
+
+
+def test_no_endpoint_in_time_is_not_a_wrong_answer(cluster: Any) -> None:
+    with pytest.raises(SmokeTestError) as caught:
+        run(timeout_seconds=1)
+
+    assert not isinstance(caught.value, WrongAnswerError)
+    assert "no endpoints available" in caught.value.problem
+
+
+def test_a_model_without_chat_template_is_asked_for_completions(engine: Engine) -> None:
+    engine(no_template="1")
+
+    report = run()
+
+    assert report.notes == ("The model has no chat template; it was asked for completions instead.",)
+    assert {answer.kind for answer in report.answers} == {"completion"}
+
+
+def test_a_model_without_chat_template_fails_where_chat_is_required(engine: Engine) -> None:
+    engine(no_template="1")
+
+    assert "chat template" in failing(chat_required=True).problem
+
+
+def test_a_stream_that_breaks_off_fails(engine: Engine) -> None:
+    engine(break_stream="1")
+
+    assert "a stream that ends with [DONE]" in failing().problem
+
+
+def test_exact_and_schema_expectations(engine: Engine) -> None:
+    engine({"two and two": "4", "as JSON": '```json\n{"city": "Paris"}\n```'})
+    schema = '{"type": "object", "required": ["city"], "properties": {"city": {"const": "Paris"}}}'
+
+    report = run(
+        questions=(
+            Question(prompt="What is two and two?", expect="4", match="exact"),
+            Question(prompt="The capital of France as JSON", expect=schema, match="json_schema"),
+        )
+    )
+
+    assert report.passed
+
+
+def test_embeddings_are_judged_as_vectors(engine: Engine) -> None:
+    engine({"": "[0.1, 0.2, -0.3]"})
+    question = Question(prompt="the sea", kind="embedding", expect="3")
+
+    assert run(questions=(question,)).passed
+
+    wrong = Question(prompt="the sea", kind="embedding", expect="768")
+    assert "has 3 dimensions" in failing(questions=(wrong,)).problem
+
+
+def test_a_constant_embedding_is_garbage(engine: Engine) -> None:
+    engine({"": "[0.0, 0.0, 0.0]"})
+
+    error = failing(questions=(Question(prompt="the sea", kind="embedding"),))
+
+    assert "same value everywhere" in error.problem
+
+
+def test_a_tool_must_be_called(engine: Engine) -> None:
+    engine({"weather": "get_weather", "": ""})
+    question = Question(prompt="What is the weather?", kind="tool", expect="get_weather")
+
+    assert run(questions=(question,)).passed
+    other = Question(prompt="Sing a song", kind="tool", expect="get_weather")
+    assert "no tool was called" in failing(questions=(other,)).problem
+
+
+def test_a_regression_beyond_the_allowed_share_fails(engine: Engine) -> None:
+    engine()
+
+    error = failing(previous_metrics={"latency_p50_seconds": 1e-6}, allowed_regression=0.5)
+
+    assert "latency_p50_seconds is not much worse than before" in error.problem
+
+
+def test_figures_like_those_before_are_no_regression(engine: Engine) -> None:
+    engine()
+
+    assert run(previous_metrics={"latency_p50_seconds": 1000.0}, allowed_regression=0.5).passed
