@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Set for every process of a sandbox, so that what a killed one left behind is found again. No step reads it.
+OWNER_VARIABLE = "STREAMWAY_SANDBOX_STATE"
+
 # prctl(2): option numbers from <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -51,19 +54,17 @@ def identify(pid: int) -> ProcessIdentity | None:
     return ProcessIdentity(pid=pid, started_ticks=int(fields[19]))
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the ids of all processes below one, parents before their children."""
-    children: dict[int, list[int]] = {}
+def owned_processes(state_path: Path) -> list[ProcessIdentity]:
+    """Return every process that was started for a sandbox, by the mark in its environment."""
+    mark = f"{OWNER_VARIABLE}={state_path}".encode()
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                stat = (entry / "stat").read_text()
-                parent = int(stat[stat.rindex(")") + 2 :].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found = [pid]
-    for known in found:
-        found.extend(children.get(known, []))
-    return found[1:]
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    identity = identify(int(entry.name))
+                    found += [identity] if identity else []
+    return found
 
 
 def die_with_parent(signal_number: int = signal.SIGTERM) -> None:
