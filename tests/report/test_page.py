@@ -20,7 +20,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "namespace": "models",
         "service": "endpoint",
         "phases": [{"name": "streaming", "seconds": 2.5}, {"name": "warming", "seconds": 7.5}],
-        "streamer": {"size_bytes": 2048, "seconds": 0.5},
+        "streamer": {"bytes": 2048, "seconds": 0.5},
     },
     "smoke_test": {
         "checks": [{"name": "model name", "ok": True, "expected": "m", "found": "m"}],
@@ -60,6 +60,7 @@ def test_a_success_says_first_that_the_model_serves() -> None:
     assert "models/endpoint" in text
     assert "Paris" in text
     assert "Cold start, 10.0 s" in text
+    assert "The streamer read 2.0 KiB in 0.5 s." in text
 
 
 def test_a_failure_says_first_which_step_why_and_what_to_do() -> None:

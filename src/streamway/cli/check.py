@@ -8,8 +8,16 @@ import click
 
 from streamway import cache, cluster, hub, server, storage
 from streamway.cli import output
-from streamway.cli.options import config_argument, environment_of, json_option, load_settings, set_option, state_option
-from streamway.errors import SettingsError, StreamwayError
+from streamway.cli.options import (
+    config_argument,
+    environment_of,
+    json_option,
+    load_settings,
+    server_choices,
+    set_option,
+    state_option,
+)
+from streamway.errors import PolicyError, SettingsError, StreamwayError
 from streamway.report.page import format_bytes
 from streamway.settings import Settings
 
@@ -70,7 +78,9 @@ def _lines(result: Checked) -> list[str]:
 
 def _model(settings: Settings) -> str:
     plan = _plan(settings)
-    there = format_bytes(plan.size_bytes - plan.moving_bytes)
+    if plan.refused:
+        raise PolicyError(plan.refused)
+    there = format_bytes(plan.size_bytes - plan.move_bytes)
     return (
         f"{plan.model_id} at {plan.commit_sha[:12]}, licence {plan.licence}, {len(plan.files)} files, "
         f"{format_bytes(plan.size_bytes)}, of which {there} are already there"
@@ -112,29 +122,20 @@ def _caches(settings: Settings) -> str:
 
 
 def _cluster(settings: Settings) -> str:
-    with cluster.connect(settings.server.cluster) as connection:
-        return f"{connection.address} answers, Kubernetes {connection.version}"
+    connection = cluster.connect(settings.server.cluster)
+    return f"{connection.address} answers, Kubernetes {connection.get('/version').get('gitVersion', 'unknown')}"
 
 
 def _manifests(settings: Settings) -> str:
-    chosen, plan = settings.server, _plan(settings)
-    layout = storage.ModelLayout(
-        release_root=settings.storage.release_root, model_id=plan.model_id, commit_sha=plan.commit_sha
-    )
-    manifests = server.render(
-        release_uri=layout.release_uri,
+    plan = _plan(settings)
+    spec = server.ServerSpec(
+        release_uri=plan.release_uri,
         model_id=plan.model_id,
         commit_sha=plan.commit_sha,
         size_bytes=plan.size_bytes,
-        name=chosen.name,
-        namespace=chosen.namespace,
-        image=chosen.image,
-        accelerator=chosen.accelerator,
-        gpu_count=chosen.gpu_count,
-        zone=chosen.zone,
-        engine_arguments=chosen.engine_arguments,
-        environment=chosen.environment,
+        **server_choices(settings),
     )
+    manifests = server.render(spec)
     return ", ".join(f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in manifests)
 
 

@@ -99,3 +99,18 @@ def sandbox_config(settings: Settings) -> sandbox.SandboxConfig:
         gpu_count=wanted.gpu_count,
         seed=wanted.seed == "real",
     )
+
+
+def server_choices(settings: Settings) -> dict[str, Any]:
+    """What a configuration says of the server, as the server room takes it."""
+    chosen = settings.server
+    return {
+        "name": chosen.name,
+        "namespace": chosen.namespace,
+        "image": chosen.image,
+        "accelerator": chosen.accelerator,
+        "gpu_count": chosen.gpu_count,
+        "zone": chosen.zone,
+        "engine_arguments": chosen.engine_arguments,
+        "environment": chosen.environment,
+    }

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from streamway import cluster
 from streamway.cli import output
 from streamway.cli.options import config_argument, environment_of, json_option, load_settings, set_option, state_option
 from streamway.errors import StreamwayError
@@ -99,7 +100,7 @@ def _summarise(settings: Settings, finished: LocalRun, folder: Path) -> dict[str
         "release": results.get("upload_model", {}).get("uri", ""),
         "size_bytes": results.get("upload_model", {}).get("size_bytes", 0),
         "moved_bytes": sum(int(results.get(name, {}).get("moved_bytes") or 0) for name in BYTE_STEPS),
-        "endpoint": results.get("smoke_test", {}).get("base_url", ""),
+        "endpoint": _endpoint(settings, results.get("deploy_server", {})),
         "served_model_name": results.get("deploy_server", {}).get("served_model_name", ""),
         "answers": results.get("smoke_test", {}).get("answers", []),
         "steps": {record.name: record.seconds for record in journal.records},
@@ -107,6 +108,15 @@ def _summarise(settings: Settings, finished: LocalRun, folder: Path) -> dict[str
         "log": str(finished.log_path),
         "error": finished.error,
     }
+
+
+def _endpoint(settings: Settings, deployed: dict[str, Any]) -> str:
+    """The OpenAI base address, through the API server's service proxy; "" where nothing was deployed."""
+    if not deployed:
+        return ""
+    service = f"{settings.server.name}:{deployed['port']}"
+    address = cluster.connect(settings.server.cluster).address
+    return f"{address}/api/v1/namespaces/{settings.server.namespace}/services/{service}/proxy/v1"
 
 
 def _finish(summary: dict[str, Any], finished: LocalRun, as_json: bool) -> None:

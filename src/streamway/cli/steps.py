@@ -9,8 +9,19 @@ from streamway import cache as cache_room
 from streamway import hub, server, storage, weights
 from streamway import smoke as smoke_room
 from streamway.cli import output
-from streamway.cli.options import config_argument, environment_of, json_option, load_settings, set_option, state_option
+from streamway.cli.lines import plan_lines, smoke_lines
+from streamway.cli.options import (
+    config_argument,
+    environment_of,
+    json_option,
+    load_settings,
+    server_choices,
+    set_option,
+    state_option,
+)
+from streamway.errors import PolicyError, ReleaseError
 from streamway.report.page import format_bytes
+from streamway.settings import Settings
 
 memory_option = click.option(
     "--memory-mib", default=256, show_default=True, type=click.IntRange(min=32), help="Most memory for bytes in flight."
@@ -40,7 +51,9 @@ def pull(model_id: str, release_root: str, dry_run: bool, memory_mib: int, as_js
     with output.narrated():
         if dry_run:
             plan = hub.plan_pull(**wanted)
-            output.give(plan, as_json=as_json, lines=plan.lines())
+            output.give(plan, as_json=as_json, lines=plan_lines(plan))
+            if plan.refused:
+                raise PolicyError(plan.refused)
             return
         with output.progress("Pull") as on_progress:
             pulled = hub.pull_model(**wanted, memory_bytes=memory_mib << 20, on_progress=on_progress)
@@ -127,7 +140,8 @@ def render(config: Path, release_uri: str, overrides: tuple[str, ...], state_pat
     """Print the manifests that `deploy` would apply, for review or for kubectl."""
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()):
-        click.echo(server.to_yaml(server.render(**_server_arguments(settings, release_uri))), nl=False)
+        spec = server.ServerSpec(**_server_arguments(settings, release_uri))
+        click.echo(server.to_yaml(server.render(spec)), nl=False)
 
 
 @click.command()
@@ -165,25 +179,20 @@ def smoke(config: Path, overrides: tuple[str, ...], state_path: Path, as_json: b
             commit_sha=found.commit_sha,
             questions=smoke_room.parse_questions([question.model_dump() for question in settings.smoke.questions]),
         )
-    output.give(verdict, as_json=as_json, lines=verdict.lines())
+    output.give(verdict, as_json=as_json, lines=smoke_lines(verdict))
 
 
-def _server_arguments(settings: Any, release_uri: str) -> dict[str, Any]:
+def _server_arguments(settings: Settings, release_uri: str) -> dict[str, Any]:
     release = storage.find_release(release_uri)
     if release is None:
-        raise storage.no_release(release_uri)
-    chosen = settings.server
+        raise ReleaseError(
+            f"{release_uri} is not a published release: it has no manifest.",
+            next_step="Give the release that `streamway upload` or `streamway run` printed.",
+        )
     return {
         "release_uri": release.uri,
-        "model_id": release.model_id,
-        "commit_sha": release.commit_sha,
+        "model_id": release.manifest.model_id,
+        "commit_sha": release.manifest.commit_sha,
         "size_bytes": release.size_bytes,
-        "name": chosen.name,
-        "namespace": chosen.namespace,
-        "image": chosen.image,
-        "accelerator": chosen.accelerator,
-        "gpu_count": chosen.gpu_count,
-        "zone": chosen.zone,
-        "engine_arguments": chosen.engine_arguments,
-        "environment": chosen.environment,
+        **server_choices(settings),
     }

@@ -201,8 +201,9 @@ def _streamer(journal: RunJournal) -> str:
     figures = _result(journal, "deploy_server").get("streamer") or {}
     if not figures:
         return ""
-    size, seconds = format_bytes(float(figures.get("size_bytes") or 0)), float(figures.get("seconds") or 0)
-    return f"<p>The streamer read {size} in {format_seconds(seconds)}.</p>"
+    size, seconds = float(figures.get("bytes") or 0), float(figures.get("seconds") or 0)
+    read = f"{format_bytes(size)} in {format_seconds(seconds)}" if size else f"the weights in {format_seconds(seconds)}"
+    return f"<p>The streamer read {read}.</p>"
 
 
 def _caches(journal: RunJournal) -> str:

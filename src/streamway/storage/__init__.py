@@ -1,6 +1,6 @@
 """Bytes at a URI, a local path or gs://: read, written, moved, checked, and published as releases."""
 
-from streamway.storage.addresses import check_relative, is_gs, join
+from streamway.storage.addresses import bucket_of, check_relative, is_gs, join
 from streamway.storage.cloud import PreconditionFailedError
 from streamway.storage.files import (
     StoredFile,
@@ -34,6 +34,7 @@ __all__ = [
     "Release",
     "StoredFile",
     "VersionedReader",
+    "bucket_of",
     "check_relative",
     "copy_file",
     "delete_files",

@@ -57,6 +57,11 @@ def parse_gs(uri: str) -> ObjectAddress:
     return ObjectAddress(bucket, key)
 
 
+def bucket_of(uri: str) -> str:
+    """Return the bucket of a gs:// URI, and "" for a local path, which has none."""
+    return parse_gs(uri).bucket if is_gs(uri) else ""
+
+
 def local_path(uri: str) -> Path:
     """Return the path that a local URI means.
 

@@ -1,0 +1,76 @@
+"""From a model id to an endpoint that has answered, with the real client, bucket server, engine and streamer."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PICKLED = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SAFETENSORS = "HuggingFaceTB/SmolLM2-135M-Instruct-safetensors"
+STEPS = ["pull_model", "convert_weights", "upload_model", "enable_cache", "deploy_server", "smoke_test"]
+
+
+@pytest.fixture(scope="module")
+def first(terminal):
+    return terminal.run()
+
+
+@pytest.fixture(scope="module")
+def again(terminal, first):
+    return terminal.run()
+
+
+@pytest.fixture(scope="module")
+def switched(terminal, again):
+    return terminal.run(f"model.id={SAFETENSORS}")
+
+
+def test_a_pickled_model_ends_as_an_endpoint_that_answers(first) -> None:
+    assert first.code == 0, first.err
+    summary = first.json
+    assert "Paris" in summary["answers"][0]["text"]
+    assert list(summary["steps"]) == STEPS
+    assert summary["moved_bytes"] >= summary["size_bytes"]
+
+
+def test_the_report_of_the_run_holds_the_answer(first) -> None:
+    page = Path(first.json["report"]).read_text()
+    assert "Serving" in page
+    assert "Paris" in page
+
+
+def test_the_second_run_moves_no_weight_byte_and_restarts_nothing(terminal, first, again) -> None:
+    assert again.code == 0, again.err
+    assert again.json["moved_bytes"] == 0
+    assert "already published" in again.err
+    pods = json.loads(terminal.kubectl("get", "pods", "-n", "models", "-o", "json").out)["items"]
+    assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods] == [0]
+
+
+def test_a_safetensors_model_is_served_by_the_same_pipeline_without_conversion(switched) -> None:
+    assert switched.code == 0, switched.err
+    summary = switched.json
+    assert "Paris" in summary["answers"][0]["text"]
+    assert SAFETENSORS in summary["release"]
+
+
+def test_both_models_are_the_same_tensors(terminal, first, switched) -> None:
+    """The converted pickle and the safetensors of the same model serve the same answer."""
+    assert first.json["answers"][0]["text"] == switched.json["answers"][0]["text"]
+
+
+def test_an_engine_that_dies_at_start_fails_the_run_with_its_last_lines(terminal, switched) -> None:
+    failed = terminal.run(f"model.id={SAFETENSORS}", "server.engine_arguments=[--dtype=nonsense]")
+    assert failed.code == 63
+    assert "nonsense" in failed.err
+    assert Path(failed.json["report"]).exists()
+
+
+def test_a_model_that_answers_wrongly_fails_the_run(terminal, switched) -> None:
+    failed = terminal.run(
+        f"model.id={SAFETENSORS}", 'smoke.questions=[{prompt: "What is the capital of France?", expect: Atlantis}]'
+    )
+    assert failed.code == 71
+    assert "Atlantis" in failed.err
