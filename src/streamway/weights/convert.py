@@ -1,0 +1,455 @@
+"""Step 2 of serving a model: one verified set of safetensors, whatever the repository held.
+
+Pickled checkpoints become safetensors in one streamed pass, from where they are to where they go: nothing is executed,
+nothing is kept in memory but a few parts, and no local disk is needed between two prefixes of a bucket. What already is
+safetensors passes by reference; only a shard whose tensors lie unaligned is written again. Either way every tensor of
+the result is held against its source before `_weights.json` says that the set is complete.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamway.errors import StorageError, WeightsError
+from streamway.storage import (
+    delete_files,
+    exists,
+    is_gs,
+    join,
+    list_files,
+    open_reader,
+    read_file,
+    write_file,
+    write_files,
+)
+from streamway.storage.digests import Checksums, crc32c
+from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
+from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
+from streamway.weights.findings import WARNING, raise_first_error
+from streamway.weights.folders import ModelFolder, sort_folder
+from streamway.weights.pickled import plan_pickled
+from streamway.weights.proofs import ProvedTensor, Witness, prove_shard
+from streamway.weights.sets import ReadSet, ReadShard, read_set
+from streamway.weights.shards import (
+    DEFAULT_SHARD_BYTES,
+    FORMAT_METADATA,
+    INDEX_NAME,
+    SINGLE_NAME,
+    Shard,
+    build_index,
+    build_shard,
+    index_json,
+)
+from streamway.weights.sources import ModelSource, SourceFile, read_source, version_of
+from streamway.weights.tensors import row_tensor
+
+log = logging.getLogger("streamway.weights")
+
+MEMORY_BYTES = 256 * 1024 * 1024
+_LOCAL_MEMORY_BYTES = 12 * 1024 * 1024
+_LOCAL_WORKERS = 2
+_REMOTE_WORKERS = 8
+"""Between disks two workers with small parts are as fast as many with large ones, which only fill memory; towards a
+bucket, parts under way hide each other's latency (benchmarks/results/convert.md)."""
+
+_RULES_VERSION = 1
+"""Raised when the same source would become other files, so that earlier results are not taken for this version's."""
+
+_RECORD_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedWeights:
+    """One weight set that can be published.
+
+    Args:
+        uri: Folder or prefix of its record, or the release that was there already.
+        files: Exactly what a release holds, in order of path, each where its bytes are now.
+        tensors: Number of tensors stored.
+        tensor_bytes: Their bytes.
+        aliases: Dropped name to the name that holds its bytes.
+        converted: Whether pickled weights were converted.
+        realigned: Safetensors shards that were written again, aligned.
+        moved_bytes: Bytes written in this call.
+        report: What was done and proved, as plain JSON.
+    """
+
+    uri: str
+    files: tuple[RecordedFile, ...] = field(repr=False)
+    tensors: int
+    tensor_bytes: int
+    aliases: dict[str, str]
+    converted: bool
+    realigned: tuple[str, ...]
+    moved_bytes: int
+    report: dict[str, Any] = field(repr=False)
+
+
+def convert_weights(
+    *,
+    snapshot_uri: str,
+    weights_uri: str,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    copy_unchanged: bool = False,
+    memory_bytes: int = MEMORY_BYTES,
+    on_progress: Progress | None = None,
+) -> ConvertedWeights:
+    """Turn a model's weights into one verified set of safetensors.
+
+    Args:
+        snapshot_uri: The pulled model (its `_snapshot.json` says where each file is), or any folder or prefix that
+            holds one.
+        weights_uri: Where new files and the record go; folder or prefix.
+        shard_bytes: Most bytes of tensors in one new shard.
+        copy_unchanged: Copy what needs no change as well, so that `weights_uri` is a complete model.
+        memory_bytes: Most memory for bytes in flight.
+        on_progress: Called with (bytes done, bytes in all).
+
+    Raises:
+        UnsafePickleError: a pickle asks for more than tensors; nothing was executed.
+        CheckpointError: a checkpoint is malformed or holds what safetensors cannot.
+        SafetensorsError: a safetensors set is malformed.
+        NoWeightsError: there is nothing that can be served.
+        WeightsError: the result is not equal to its source.
+    """
+    source = read_source(snapshot_uri)
+    if copy_unchanged:
+        _refuse_own_folder(snapshot_uri, weights_uri)
+    work = _Work(source, weights_uri, shard_bytes, copy_unchanged, memory_bytes, on_progress)
+    earlier = work.find_earlier()
+    if earlier:
+        log.info("%s is complete already; nothing was moved.", weights_uri)
+        return earlier
+    return work.run()
+
+
+def _refuse_own_folder(snapshot_uri: str, weights_uri: str) -> None:
+    if snapshot_uri.rstrip("/") == weights_uri.rstrip("/"):
+        raise StorageError(
+            f"{weights_uri} is both the source and the target.", next_step="Give another folder for the result."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What will stand in the result.
+
+    Args:
+        shards: Files to be written.
+        kept: (path in the result, file) of weights that need no change.
+        index: Bytes of a new index, None where none is needed or the source's own is kept.
+        report: Its part of the report.
+        aliases: Dropped name to kept name.
+        tensors: Number of tensors stored.
+        tensor_bytes: Their bytes.
+        converted: Whether the source is pickled.
+    """
+
+    shards: tuple[Shard, ...]
+    kept: tuple[tuple[str, SourceFile], ...]
+    index: bytes | None
+    report: dict[str, Any]
+    aliases: dict[str, str]
+    tensors: int
+    tensor_bytes: int
+    converted: bool
+
+
+class _Work:
+    """One conversion: what it was asked, and the steps it takes."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        weights_uri: str,
+        shard_bytes: int,
+        copy_unchanged: bool,
+        memory_bytes: int,
+        on_progress: Progress | None,
+    ) -> None:
+        self.source = source
+        self.uri = weights_uri
+        self.shard_bytes = shard_bytes
+        self.copy_unchanged = copy_unchanged
+        local = not is_gs(weights_uri)
+        self.memory_bytes = min(memory_bytes, _LOCAL_MEMORY_BYTES) if local else memory_bytes
+        self.workers = _LOCAL_WORKERS if local else _REMOTE_WORKERS
+        self.on_progress = on_progress
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        row = hashlib.sha256(f"{_RULES_VERSION} {self.shard_bytes} {self.copy_unchanged}".encode())
+        for file in self.source.files:
+            row.update(f"\n{file.path}\0{file.size_bytes}\0{version_of(file)}".encode("utf-8", "surrogatepass"))
+        return row.hexdigest()
+
+    def find_earlier(self) -> ConvertedWeights | None:
+        """Return what an earlier call with the same source and settings left, if all of it is still there."""
+        record_uri = join(self.uri, WEIGHTS_RECORD)
+        if not exists(record_uri):
+            return None
+        try:
+            record = PreparedWeights.from_json(read_file(record_uri, max_bytes=_RECORD_BYTES), uri=record_uri)
+        except StorageError:
+            return None
+        if record.report.get("fingerprint") != self.fingerprint:
+            return None
+        present = {file.uri: file.size_bytes for file in list_files(self.uri)}
+        ours = (file for file in record.files if file.uri.startswith(self.uri.rstrip("/") + "/"))
+        if any(present.get(file.uri) != file.size_bytes for file in ours):
+            return None
+        return _from_record(self.uri, record)
+
+    def run(self) -> ConvertedWeights:
+        folder = sort_folder(self.source)
+        plan = self._plan(folder)
+        self._refuse_strays(plan)
+        written, proved = self._write(plan)
+        files = self._place_kept(plan, folder)
+        moved = sum(file.moved_bytes for file in written) + files.moved_bytes
+        recorded = [*map(_recorded, (shard.name for shard in plan.shards), written), *files.recorded]
+        if plan.index is not None:
+            recorded.append(self._write_index(plan.index))
+            moved += len(plan.index)
+        report = self._report(folder, plan, proved, moved)
+        record = PreparedWeights(
+            model_id=self.source.model_id,
+            revision=self.source.revision,
+            commit_sha=self.source.commit_sha,
+            licence=self.source.licence,
+            source=self.source.source,
+            files=tuple(sorted(recorded, key=lambda file: file.path)),
+            report=report,
+        )
+        write_file(join(self.uri, WEIGHTS_RECORD), record.to_json().encode())
+        return _from_record(self.uri, record, moved_bytes=moved)
+
+    def _plan(self, folder: ModelFolder) -> _Plan:
+        if folder.weights.form == "pickle":
+            return self._plan_pickled(folder)
+        return self._plan_safetensors(folder)
+
+    def _plan_pickled(self, folder: ModelFolder) -> _Plan:
+        plan = plan_pickled(self.source, folder.weights, shard_bytes=self.shard_bytes)
+        stored = sum(len(shard.tensors) for shard in plan.shards)
+        total = sum(shard.data_bytes for shard in plan.shards)
+        log.info(
+            "Converting %d pickled files with %d tensors (%.2f GiB) into %d safetensors shards.",
+            len(folder.weights.files), plan.source_tensors, total / 2**30, len(plan.shards),
+        )  # fmt: skip
+        return _Plan(
+            shards=plan.shards,
+            kept=(),
+            index=build_index(plan.shards) if len(plan.shards) > 1 else None,
+            report={
+                "format": "torch " + "+".join(sorted(set(plan.forms))),
+                "source_tensors": plan.source_tensors,
+                "stored_twice": list(plan.doubled),
+                "notes": list(plan.notes),
+            },
+            aliases=plan.aliases,
+            tensors=stored,
+            tensor_bytes=total,
+            converted=True,
+        )
+
+    def _plan_safetensors(self, folder: ModelFolder) -> _Plan:
+        found = read_set(self.source, folder.weights)
+        raise_first_error(found.findings)
+        names = {shard.file.path: _served_name(shard.file, found) for shard in found.shards}
+        crooked = [shard for shard in found.shards if shard.header.misaligned]
+        shards = tuple(_realigned(shard, names[shard.file.path]) for shard in crooked)
+        kept = [(names[shard.file.path], shard.file) for shard in found.shards if not shard.header.misaligned]
+        if folder.weights.index:
+            kept.append((folder.weights.index.path, folder.weights.index))
+        log.info(
+            "%d safetensors shards with %d tensors are valid; %d must be written again to align them.",
+            len(found.shards), len(found.entries), len(shards),
+        )  # fmt: skip
+        return _Plan(
+            shards=shards,
+            kept=tuple(kept),
+            index=_missing_index(folder, found),
+            report={
+                "format": "safetensors",
+                "source_tensors": len(found.entries),
+                "stored_twice": [],
+                "notes": [f"{f.subject} {f.message}" for f in found.findings if f.severity == WARNING],
+            },
+            aliases={},
+            tensors=len(found.entries),
+            tensor_bytes=found.data_bytes,
+            converted=False,
+        )
+
+    def _refuse_strays(self, plan: _Plan) -> None:
+        """Keep what an earlier model left in the target from being served with this one."""
+        if not self.copy_unchanged:
+            return
+        ours = {shard.name for shard in plan.shards} | {path for path, _ in plan.kept}
+        for file in list_files(self.uri):
+            if file.path.endswith(".safetensors") and file.path not in ours:
+                raise WeightsError(
+                    f"{self.uri} holds {file.path}, which is not part of this model and would be served with it.",
+                    next_step="Give an empty folder for the result.",
+                )
+
+    def _write(self, plan: _Plan) -> tuple[tuple[WrittenFile, ...], list[ProvedTensor]]:
+        """Write the new shards, and prove each against its sources before anything speaks of it."""
+        if not plan.shards:
+            return (), []
+        witness = Witness(tensor for shard in plan.shards for tensor in shard.tensors)
+        plans = [FilePlan(uri=join(self.uri, shard.name), segments=witness.segments(shard)) for shard in plan.shards]
+        written = self._move(plans)
+        proved: list[ProvedTensor] = []
+        for shard, file in zip(plan.shards, written, strict=True):
+            try:
+                proved += prove_shard(shard, file.uri, witness)
+            except WeightsError:
+                delete_files([file.uri])
+                raise
+        return written, proved
+
+    def _move(self, plans: Sequence[FilePlan]) -> tuple[WrittenFile, ...]:
+        return write_files(
+            plans, memory_bytes=self.memory_bytes, workers=self.workers, sha256=True, on_progress=self.on_progress
+        )
+
+    def _place_kept(self, plan: _Plan, folder: ModelFolder) -> "_Placed":
+        kept = [*plan.kept, *((file.path, file) for file in folder.companions)]
+        if self.copy_unchanged:
+            return self._copy(kept)
+        return _Placed(recorded=tuple(_by_reference(path, file) for path, file in kept), moved_bytes=0)
+
+    def _copy(self, kept: Sequence[tuple[str, SourceFile]]) -> "_Placed":
+        plans = []
+        for path, file in kept:
+            reader = open_reader(file.uri)
+            whole = Extent(reader=reader, offset_bytes=0, length_bytes=reader.size_bytes)
+            plans.append(FilePlan(uri=join(self.uri, path), segments=[whole], sha256=file.sha256 or None))
+        written = self._move(plans)
+        return _Placed(
+            recorded=tuple(_recorded(path, file) for (path, _), file in zip(kept, written, strict=True)),
+            moved_bytes=sum(file.moved_bytes for file in written),
+        )
+
+    def _write_index(self, data: bytes) -> RecordedFile:
+        written = write_file(join(self.uri, INDEX_NAME), data)
+        return RecordedFile(
+            path=INDEX_NAME,
+            uri=written.uri,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            crc32c=crc32c(data),
+        )
+
+    def _report(self, folder: ModelFolder, plan: _Plan, proved: Sequence[ProvedTensor], moved: int) -> dict[str, Any]:
+        return {
+            **plan.report,
+            "fingerprint": self.fingerprint,
+            "source_files": [file.path for file in folder.weights.files],
+            "converted": plan.converted,
+            "realigned": [] if plan.converted else [shard.name for shard in plan.shards],
+            "tensors": plan.tensors,
+            "tensor_bytes": plan.tensor_bytes,
+            "aliases": plan.aliases,
+            "shards": [
+                {"path": shard.name, "tensors": len(shard.tensors), "size_bytes": shard.size_bytes}
+                for shard in plan.shards
+            ],
+            "left_behind": [{"path": path, "reason": reason} for path, reason in folder.left_behind],
+            "moved_bytes": moved,
+            "proof": _proof(self.uri, plan, proved),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placed:
+    recorded: tuple[RecordedFile, ...]
+    moved_bytes: int
+
+
+def _served_name(file: SourceFile, found: ReadSet) -> str:
+    """A lone file gets the name that loaders look for; its bytes stay where they are."""
+    return SINGLE_NAME if len(found.shards) == 1 else file.path
+
+
+def _realigned(shard: ReadShard, name: str) -> Shard:
+    tensors = [
+        row_tensor(
+            name=entry.name,
+            code=entry.dtype.code,
+            shape=entry.shape,
+            reader=shard.reader,
+            offset_bytes=shard.header.data_start + entry.begin,
+            size_bytes=entry.size_bytes,
+        )
+        for entry in shard.header.entries
+    ]
+    metadata = {key: value for key, value in shard.header.metadata.items() if key not in FORMAT_METADATA}
+    return build_shard(name, tensors, metadata=metadata)
+
+
+def _missing_index(folder: ModelFolder, found: ReadSet) -> bytes | None:
+    if folder.weights.index or len(found.shards) == 1:
+        return None
+    homes = {entry.name: shard.file.path for shard in found.shards for entry in shard.header.entries}
+    return index_json(homes, found.data_bytes)
+
+
+def _recorded(path: str, file: WrittenFile) -> RecordedFile:
+    return RecordedFile(
+        path=path, uri=file.uri, size_bytes=file.size_bytes, sha256=file.sha256 or "", crc32c=file.crc32c
+    )
+
+
+def _by_reference(path: str, file: SourceFile) -> RecordedFile:
+    """Record a file where it is; only what nobody has hashed before is read for it."""
+    sha256, checksum = file.sha256, file.crc32c
+    if not sha256:
+        sums = _hash_file(file.uri)
+        sha256, checksum = sums.sha256() or "", sums.crc32c
+    return RecordedFile(path=path, uri=file.uri, size_bytes=file.size_bytes, sha256=sha256, crc32c=checksum)
+
+
+def _hash_file(uri: str) -> Checksums:
+    reader, sums, step = open_reader(uri), Checksums(sha256=True), 4 * 1024 * 1024
+    for offset in range(0, reader.size_bytes, step):
+        data = reader.read(offset, min(step, reader.size_bytes - offset))
+        sums.add(data, crc32c(data))
+    return sums
+
+
+def _proof(uri: str, plan: _Plan, proved: Sequence[ProvedTensor]) -> dict[str, Any]:
+    if not plan.shards:
+        method = "headers validated; no byte was moved"
+    elif is_gs(uri):
+        method = "crc32c of the source's tensors adds up to the checksum that Cloud Storage computed"
+    else:
+        method = "crc32c of every tensor, read back from disk, equals its source's"
+    return {
+        "method": method,
+        "tensors_compared": len(proved),
+        "bytes_compared": sum(tensor.size_bytes for tensor in proved),
+        "tensors": {
+            tensor.name: f"{tensor.dtype} {list(tensor.shape)} {tensor.file} crc32c:{tensor.crc32c:08x}"
+            for tensor in proved
+        },
+    }
+
+
+def _from_record(uri: str, record: PreparedWeights, *, moved_bytes: int = 0) -> ConvertedWeights:
+    report: Mapping[str, Any] = record.report
+    return ConvertedWeights(
+        uri=uri,
+        files=record.files,
+        tensors=report["tensors"],
+        tensor_bytes=report["tensor_bytes"],
+        aliases=dict(report["aliases"]),
+        converted=report["converted"],
+        realigned=tuple(report["realigned"]),
+        moved_bytes=moved_bytes,
+        report=dict(report),
+    )

@@ -1,0 +1,251 @@
+"""Proof that what was written is what was read, tensor by tensor, at a cost that nobody wants to switch off.
+
+While a file is written, every byte that leaves its source passes a witness, which keeps the crc32c of each tensor's
+pieces; no extra read is needed. Afterwards the result is looked at afresh: its header is parsed from the target and
+held against the source's names, dtypes and shapes, and its bytes are compared by checksum. A local file is read back.
+An object's checksum was computed by Cloud Storage from what it stored, and must be the one that the header and the
+source's tensors, in the header's order, add up to; so nothing is read twice through the network.
+"""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from streamway.errors import WeightsError
+from streamway.storage import is_gs, open_reader
+from streamway.storage.digests import combine_crc32c, crc32c
+from streamway.storage.segments import ByteReader, Computed, Extent, Segment
+from streamway.weights.pickles import show_name
+from streamway.weights.safetensors_file import Header, TensorEntry, read_header
+from streamway.weights.shards import PIECE_BYTES, Shard
+from streamway.weights.tensors import SourceTensor
+
+_BUFFER_BYTES = 4 * 1024 * 1024
+_READERS = 2
+
+Spans = Sequence[tuple[int, int]]
+
+
+class WitnessReader:
+    """A reader that keeps the crc32c of what it read, cut where tensors begin and end.
+
+    Args:
+        reader: What to read from.
+        spans: (offset, end) of each tensor that is copied as it is.
+    """
+
+    def __init__(self, reader: ByteReader, spans: Spans) -> None:
+        self._reader = reader
+        self._cuts = sorted({edge for span in spans for edge in span})
+        self._seen: dict[int, tuple[int, int]] = {}
+        self._starts: list[int] = []
+        self._lock = threading.Lock()
+
+    @property
+    def uri(self) -> str:
+        return self._reader.uri
+
+    @property
+    def size_bytes(self) -> int:
+        return self._reader.size_bytes
+
+    @property
+    def version(self) -> str:
+        return str(getattr(self._reader, "version", ""))
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        read_into(self._reader, offset, view)
+        start = offset
+        while start < offset + len(view):
+            cut = bisect_right(self._cuts, start)
+            stop = min(self._cuts[cut] if cut < len(self._cuts) else offset + len(view), offset + len(view))
+            checksum = crc32c(view[start - offset : stop - offset])
+            with self._lock:
+                self._seen[start] = (stop, checksum)
+            start = stop
+
+    def checksum(self, start: int, end: int) -> int:
+        """Return the crc32c of a range once all is written, reading again only what did not pass here.
+
+        That is what an earlier, interrupted process had moved already.
+        """
+        if len(self._starts) != len(self._seen):
+            self._starts = sorted(self._seen)
+        total, position = 0, start
+        while position < end:
+            stop, checksum = self._seen.get(position, (end + 1, 0))
+            if stop > end:
+                following = bisect_right(self._starts, position)
+                stop = min([end, *self._starts[following : following + 1]])
+                checksum = checksum_range(self._reader, position, stop)
+            total = combine_crc32c(total, checksum, stop - position)
+            position = stop
+        return total
+
+
+class Witness:
+    """Keeps what the sources of one conversion said while they were read."""
+
+    def __init__(self, tensors: Iterable[SourceTensor]) -> None:
+        spans: dict[str, list[tuple[int, int]]] = {}
+        readers: dict[str, ByteReader] = {}
+        for tensor in tensors:
+            readers[tensor.reader.uri] = tensor.reader
+            if tensor.is_row and tensor.size_bytes:
+                spans.setdefault(tensor.reader.uri, []).append(tensor.span)
+        self._readers = {uri: WitnessReader(reader, spans.get(uri, [])) for uri, reader in readers.items()}
+        self._made: dict[str, dict[int, int]] = {}
+
+    def segments(self, shard: Shard) -> list[Segment]:
+        """Return a shard's row of bytes, so that every byte is seen on its way."""
+        row: list[Segment] = [shard.header]
+        for tensor in shard.tensors:
+            row += self._watched(tensor)
+        return row
+
+    def _watched(self, tensor: SourceTensor) -> list[Segment]:
+        reader = self._readers[tensor.reader.uri]
+        if tensor.is_row:
+            return list(replace(tensor, reader=reader).segments(PIECE_BYTES))
+        # The empty extent ties the plan's identity to the version of the source, which computed pieces do not show.
+        anchor = Extent(reader=reader, offset_bytes=tensor.offset_bytes, length_bytes=0)
+        pieces = [piece for piece in tensor.segments(PIECE_BYTES) if isinstance(piece, Computed)]
+        return [anchor, *(self._kept(tensor.name, index, piece) for index, piece in enumerate(pieces))]
+
+    def _kept(self, name: str, index: int, piece: Computed) -> Computed:
+        made = self._made.setdefault(name, {})
+
+        def make() -> bytes:
+            data = piece.make()
+            made[index] = crc32c(data)
+            return data
+
+        return Computed(make=make, length_bytes=piece.length_bytes)
+
+    def checksum(self, tensor: SourceTensor) -> int:
+        """Return the crc32c of a tensor's bytes as its source has them."""
+        if tensor.is_row:
+            return self._readers[tensor.reader.uri].checksum(*tensor.span)
+        made, total = self._made.get(tensor.name, {}), 0
+        for index, piece in enumerate(tensor.segments(PIECE_BYTES)):
+            if isinstance(piece, Computed):
+                checksum = made[index] if index in made else crc32c(piece.make())
+                total = combine_crc32c(total, checksum, piece.length_bytes)
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvedTensor:
+    """One tensor that is equal in source and result."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    source: str
+    file: str
+    crc32c: int
+
+
+def prove_shard(shard: Shard, uri: str, witness: Witness) -> tuple[ProvedTensor, ...]:
+    """Hold a written file against the sources of its tensors.
+
+    Args:
+        shard: What it was to be.
+        uri: Where it is.
+        witness: What the sources said.
+
+    Raises:
+        WeightsError: a tensor is missing, has another dtype or shape, or other bytes.
+    """
+    reader = open_reader(uri)
+    header = read_header(reader)
+    entries = {entry.name: entry for entry in header.entries}
+    expected = {tensor.name: tensor for tensor in shard.tensors}
+    if set(entries) != set(expected):
+        odd = sorted(set(entries) ^ set(expected))
+        raise _difference(uri, odd[0], "is not in both the source and the result")
+    for name, tensor in expected.items():
+        if (entries[name].dtype, entries[name].shape) != (tensor.dtype, tensor.shape):
+            raise _difference(uri, name, "has another dtype or shape than its source")
+    sources = {name: witness.checksum(tensor) for name, tensor in expected.items()}
+    if is_gs(uri):
+        _prove_object(reader, header, sources)
+    else:
+        _prove_local(reader, header, sources)
+    return tuple(_proved(shard, tensor, sources[tensor.name]) for tensor in shard.tensors)
+
+
+def _prove_object(reader: ByteReader, header: Header, sources: dict[str, int]) -> None:
+    """Compare with the checksum that Cloud Storage computed from what it stored."""
+    total = crc32c(reader.read(0, header.data_start))
+    for entry in header.entries:
+        total = combine_crc32c(total, sources[entry.name], entry.size_bytes)
+    stored = getattr(reader, "stored", None)
+    if stored is None or stored.crc32c is None:
+        _prove_local(reader, header, sources)
+    elif stored.crc32c != total:
+        raise _difference(
+            reader.uri, header.entries[0].name if header.entries else "", "or one after it has other bytes"
+        )
+
+
+def _prove_local(reader: ByteReader, header: Header, sources: dict[str, int]) -> None:
+    def compare(entry: TensorEntry) -> None:
+        start = header.data_start + entry.begin
+        if checksum_range(reader, start, start + entry.size_bytes) != sources[entry.name]:
+            raise _difference(reader.uri, entry.name, "has other bytes than its source")
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for _ in pool.map(compare, header.entries):
+            pass
+
+
+def _proved(shard: Shard, tensor: SourceTensor, checksum: int) -> ProvedTensor:
+    return ProvedTensor(
+        name=tensor.name,
+        dtype=tensor.dtype.code,
+        shape=tensor.shape,
+        size_bytes=tensor.size_bytes,
+        source=tensor.reader.uri,
+        file=shard.name,
+        crc32c=checksum,
+    )
+
+
+def _difference(uri: str, name: str, what: str) -> WeightsError:
+    return WeightsError(
+        f"{uri}: tensor {show_name(name)} {what}; the result must not be used.",
+        next_step="Delete the file and run again; if it happens again, check the disk or the network in between.",
+    )
+
+
+_buffers = threading.local()
+
+
+def checksum_range(reader: ByteReader, start: int, end: int) -> int:
+    """Return the crc32c of a range, read through one small buffer of this thread."""
+    if not hasattr(_buffers, "buffer"):
+        _buffers.buffer = bytearray(_BUFFER_BYTES)
+    view, total = memoryview(_buffers.buffer), 0
+    for offset in range(start, end, _BUFFER_BYTES):
+        part = view[: min(_BUFFER_BYTES, end - offset)]
+        read_into(reader, offset, part)
+        total = crc32c(part, total)
+    return total
+
+
+def read_into(reader: ByteReader, offset: int, view: memoryview) -> None:
+    """Fill memory from a reader, without a copy where it can."""
+    fill: Callable[[int, memoryview], None] | None = getattr(reader, "read_into", None)
+    if fill:
+        fill(offset, view)
+    else:
+        view[:] = reader.read(offset, len(view))

@@ -1,0 +1,126 @@
+"""Find the weights in what was pickled, and name everything else that was there.
+
+`torch.save` is given a state dict, or a training checkpoint that has one inside; the tensors of optimisers and the
+like must not be served. Nothing is guessed: where two state dicts compete, or none can be found, the error lists the
+keys that a person needs to decide.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from streamway.errors import CheckpointError
+from streamway.weights.pickles import Opaque, show_name
+from streamway.weights.torch_objects import TensorRef
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which training scripts keep the state dict, as Lightning, fairseq, DeepSpeed and timm write them."""
+
+_PARALLEL_PREFIX = "module."
+_MAX_DEPTH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateDict:
+    """The weights of one checkpoint.
+
+    Args:
+        tensors: Every tensor by its name.
+        path: Keys that lead to them, such as ("model",).
+        prefix: What was taken off every name: "module." where a parallel wrapper was saved.
+        left_out: What else the checkpoint holds and serving does not need, one phrase each.
+    """
+
+    tensors: dict[str, TensorRef]
+    path: tuple[str, ...]
+    prefix: str
+    left_out: tuple[str, ...]
+
+
+def find_state_dict(root: Any, *, subject: str) -> StateDict:
+    """Find the one state dict in a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or more than one.
+    """
+    path: tuple[str, ...] = ()
+    left_out: list[str] = []
+    current = root
+    while not _holds_tensors(current):
+        key = _only_wrapper(current, path, subject)
+        left_out += [_describe(path, other, value) for other, value in current.items() if other != key]
+        current, path = current[key], (*path, key)
+        if len(path) > _MAX_DEPTH:
+            raise CheckpointError(f"{subject}: its state dict is nested more than {_MAX_DEPTH} deep.")
+    tensors = {name: value for name, value in current.items() if isinstance(value, TensorRef)}
+    left_out += [_describe(path, name, value) for name, value in current.items() if name not in tensors]
+    _check_names(tensors, subject)
+    prefix = _PARALLEL_PREFIX if all(name.startswith(_PARALLEL_PREFIX) for name in tensors) else ""
+    named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return StateDict(tensors=named, path=path, prefix=prefix, left_out=tuple(left_out))
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, TensorRef) for item in value.values())
+
+
+def _only_wrapper(current: Any, path: tuple[str, ...], subject: str) -> str:
+    if not isinstance(current, dict):
+        raise CheckpointError(
+            f"{subject}: {_place(path)} is a {_kind(current)}, expected a dict of named tensors.",
+            next_step="Save the model's state dict: torch.save(model.state_dict(), ...).",
+        )
+    found = [key for key in WRAPPERS if _count_tensors(current.get(key))]
+    if len(found) == 1:
+        return found[0]
+    keys = ", ".join(show_name(str(key), 40) for key in list(current)[:8]) or "nothing"
+    problem = f"has competing state dicts under {' and '.join(found)}" if found else "has no tensors by name"
+    raise CheckpointError(
+        f"{subject}: {_place(path)} {problem}; it has the keys {keys}.",
+        next_step="Save the state dict that should be served, alone: torch.save(model.state_dict(), ...).",
+    )
+
+
+def _check_names(tensors: dict[Any, TensorRef], subject: str) -> None:
+    for name in tensors:
+        if type(name) is not str:
+            raise CheckpointError(f"{subject}: a tensor is named by a {type(name).__name__}, expected text.")
+        hostile = not name or name == "__metadata__" or any(ord(character) < 32 for character in name)
+        if hostile or any(0xD800 <= ord(character) < 0xE000 for character in name):
+            raise CheckpointError(f"{subject}: {show_name(name)!r} cannot be the name of a tensor in safetensors.")
+
+
+def _describe(path: tuple[str, ...], key: Any, value: Any) -> str:
+    place = ".".join(show_name(part, 40) for part in (*path, str(key)))
+    tensors = _count_tensors(value)
+    return f"{place} ({tensors} tensors)" if tensors else f"{place} ({_kind(value)})"
+
+
+def _kind(value: Any) -> str:
+    return (
+        value.what if isinstance(value, Opaque) else "tensor" if isinstance(value, TensorRef) else type(value).__name__
+    )
+
+
+def _place(path: tuple[str, ...]) -> str:
+    return f"what it holds under {'.'.join(path)}" if path else "what it holds"
+
+
+def _count_tensors(value: Any) -> int:
+    return sum(1 for _ in _walk(value))
+
+
+def _walk(value: Any) -> Iterator[TensorRef]:
+    """Yield every tensor inside a value; each container once, so that loops and shared parts end."""
+    pending, seen = [value], {id(value)}
+    while pending:
+        current = pending.pop()
+        if isinstance(current, TensorRef):
+            yield current
+            continue
+        children = current.values() if isinstance(current, dict) else current
+        if isinstance(current, dict | list | tuple):
+            for child in children:
+                if isinstance(child, TensorRef) or (isinstance(child, dict | list | tuple) and id(child) not in seen):
+                    seen.add(id(child))
+                    pending.append(child)
