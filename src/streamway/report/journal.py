@@ -197,9 +197,9 @@ def _write(record: StepRecord, run_uri: str) -> None:
         return
     try:
         storage.write_file(storage.join(run_uri, f"{record.name}.json"), record.to_json().encode())
-    except StreamwayError as error:
+    except (StreamwayError, OSError) as error:
         # The step's own outcome matters more than its journal, and a bucket that is missing fails both.
-        logger.warning("the journal of %s could not be written: %s", record.name, error.problem)
+        logger.warning("the journal of %s could not be written: %s", record.name, str(error).splitlines()[0])
 
 
 @contextlib.contextmanager
