@@ -4,7 +4,6 @@ import hashlib
 import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from streamway.errors import ChecksumError, HubError
@@ -22,6 +21,7 @@ from streamway.storage import (
     write_files,
 )
 from streamway.storage.http import HttpClient
+from streamway.storage.parallel import map_at_once
 from streamway.storage.records import SNAPSHOT_RECORD, RecordedFile, Snapshot
 from streamway.storage.release import Release
 from streamway.storage.segments import Extent, FilePlan, Progress
@@ -200,8 +200,7 @@ class Pull:
             size = sum(file.size_bytes for file in reused.values())
             log.info("%d files, %.2f GB, are in other releases of this model already.", len(reused), size / 1e9)
         rest = [file for file in selection.files if file.path not in reused]
-        with ThreadPoolExecutor(_SMALL_AT_ONCE) as pool:
-            plans = list(pool.map(lambda file: self._plan(file, join(staging_uri, file.path)), rest))
+        plans = map_at_once(lambda file: self._plan(file, join(staging_uri, file.path)), rest, at_once=_SMALL_AT_ONCE)
         written = write_files(
             plans, memory_bytes=memory_bytes, workers=workers, on_progress=on_progress, patience=self._patience
         )

@@ -6,7 +6,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from streamway.errors import ChecksumError, StorageError
 from streamway.storage.addresses import ObjectAddress, is_gs, local_path, parse_gs
 from streamway.storage.cloud import PreconditionFailedError, StoredObject, cloud_storage
 from streamway.storage.digests import crc32c, encode_crc32c
+from streamway.storage.parallel import map_at_once
 from streamway.storage.readers import open_reader
 
 IN_FLIGHT = ".transfer"
 """Folder, beside the files that it serves, of what is not complete; no listing shows it."""
-
-_REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +140,7 @@ def _replace(path: Path, data: bytes, *, only_if_absent: bool) -> None:
 
 def delete_files(uris: Iterable[str]) -> int:
     """Delete files; those that are not there are no error. Return how many there were."""
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        return sum(pool.map(_delete, uris))
+    return sum(map_at_once(_delete, uris))
 
 
 def _delete(uri: str) -> bool:

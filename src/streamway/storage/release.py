@@ -10,8 +10,7 @@ import importlib.metadata
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamway.errors import ReleaseError, StorageAccessError, StorageError
 from streamway.storage.addresses import is_gs, join, local_path, parent, parse_gs
@@ -21,6 +20,7 @@ from streamway.storage.digests import Checksums, crc32c, encode_crc32c
 from streamway.storage.files import StoredFile, copy_file, delete_files, exists, list_files, read_file, write_file
 from streamway.storage.layout import MANIFEST_SUFFIX, ModelLayout, manifest_uri_of
 from streamway.storage.manifest import MAX_BYTES, Manifest, ManifestFile, now
+from streamway.storage.parallel import map_at_once
 from streamway.storage.readers import open_reader
 from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
 from streamway.storage.segments import Extent, FilePlan, Progress
@@ -28,7 +28,6 @@ from streamway.storage.transfer import MEMORY_BYTES, WORKERS, write_files
 
 log = logging.getLogger("streamway.storage")
 
-_COPIES_AT_ONCE = 16
 _CHECK_BYTES = 8 * 1024 * 1024
 _MANIFESTS_READ = 50
 """How many earlier releases of a model are searched for files to reuse, newest first."""
@@ -211,77 +210,71 @@ class _Publication:
     def publish(self) -> Release:
         there = {file.path: file for file in list_files(self._layout.release_uri)}
         missing = [file for file in self._prepared.files if not _is_there(file, there.get(file.path))]
-        copied_bytes, rest = self._copy(missing, there)
-        moved_bytes = self._move(rest)
-        files = self._verified()
-        manifest = self._manifest(files)
+        self._done_bytes = self._total_bytes - sum(file.size_bytes for file in missing)
+        sources = self._sources(missing)
+        moved_bytes = self._bring(sources)
+        map_at_once(lambda pair: self._copy(*pair, there.get(pair[0].path)), list(zip(missing, sources, strict=True)))
+        manifest = self._manifest(self._verified())
         already = self._write_manifest(manifest)
+        copied_bytes = sum(file.size_bytes for file in missing) - moved_bytes
         log.info(
             "Published %s: %d files, %.2f GB; %.2f GB moved, %.2f GB copied in place.",
             self._layout.release_uri,
-            len(files),
+            len(manifest.files),
             manifest.size_bytes / 1e9,
             moved_bytes / 1e9,
             copied_bytes / 1e9,
         )
         return _release(self._layout.release_uri, manifest, moved=moved_bytes, copied=copied_bytes, already=already)
 
-    def _copy(self, files: Sequence[RecordedFile], there: dict[str, StoredFile]) -> tuple[int, list[RecordedFile]]:
-        """Copy in place what is in the right kind of place; return bytes copied and the files that are not."""
+    def _sources(self, files: Sequence[RecordedFile]) -> list[RecordedFile]:
+        """Find for each file the best place to copy it from: where it is, or another release that has it."""
         published = find_published_files(self._layout) if files else {}
-        sources: list[tuple[RecordedFile, RecordedFile]] = []
-        rest: list[RecordedFile] = []
-        for file in files:
-            source = published.get(file.sha256) if not self._is_near(file.uri) else file
-            if source:
-                sources.append((file, source))
-            else:
-                rest.append(file)
-        with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
-            copies = [pool.submit(self._copy_one, file, source, there) for file, source in sources]
-            for copy in as_completed(copies):
-                self._tell(copy.result())
-        return sum(file.size_bytes for file, _ in sources), rest
+        return [file if self._is_near(file.uri) else published.get(file.sha256, file) for file in files]
 
     def _is_near(self, uri: str) -> bool:
         """Tell whether a file can be copied into the release without passing through this process."""
-        if is_gs(self._layout.release_root):
+        root = self._layout.release_root
+        if is_gs(root):
             return is_gs(uri)
-        # A hard link to a file that others may write to would not be immutable.
-        return not is_gs(uri) and str(local_path(uri)).startswith(str(local_path(self._layout.release_root)))
+        # A file outside the root may be written to by others, so it must not be shared by a hard link.
+        return not is_gs(uri) and local_path(uri).is_relative_to(local_path(root))
 
-    def _copy_one(self, file: RecordedFile, source: RecordedFile, there: dict[str, StoredFile]) -> int:
-        seen = there.get(file.path)
+    def _bring(self, sources: list[RecordedFile]) -> int:
+        """Move what is on another kind of storage to staging, where it is near; return the bytes moved.
+
+        Multipart uploads know no preconditions, so nothing is ever uploaded under the release's own prefix.
+        """
+        far = [index for index, file in enumerate(sources) if not self._is_near(file.uri)]
+        before = self._done_bytes
+        written = write_files(
+            [
+                FilePlan(
+                    uri=join(self._layout.staging_uri, "upload", sources[index].path),
+                    segments=(_whole(sources[index]),),
+                    sha256=sources[index].sha256,
+                )
+                for index in far
+            ],
+            memory_bytes=self._memory_bytes,
+            workers=self._workers,
+            on_progress=lambda done, _: self._tell(before + done),
+        )
+        for index, file in zip(far, written, strict=True):
+            sources[index] = replace(sources[index], uri=file.uri, crc32c=file.crc32c)
+        return sum(file.moved_bytes for file in written)
+
+    def _copy(self, file: RecordedFile, source: RecordedFile, seen: StoredFile | None) -> None:
         # What is there without a manifest is the rest of an interrupted publication, and is replaced.
         generation = 0 if seen is None else seen.generation or None
         copy_file(
             source.uri,
             join(self._layout.release_uri, file.path),
             if_generation=generation,
-            crc32c=file.crc32c,
+            crc32c=source.crc32c,
             sha256=file.sha256,
             link=True,
         )
-        return file.size_bytes
-
-    def _move(self, files: Sequence[RecordedFile]) -> int:
-        """Send files that are on another kind of storage."""
-        plans = [
-            FilePlan(
-                uri=join(self._layout.release_uri, file.path),
-                segments=(_whole(file),),
-                sha256=file.sha256,
-            )
-            for file in files
-        ]
-        before = self._done_bytes
-        written = write_files(
-            plans,
-            memory_bytes=self._memory_bytes,
-            workers=self._workers,
-            on_progress=lambda done, _: self._tell_total(before + done),
-        )
-        return sum(file.moved_bytes for file in written)
 
     def _verified(self) -> tuple[ManifestFile, ...]:
         """Compare everything under the prefix with what was recorded; remove what does not belong."""
@@ -321,11 +314,7 @@ class _Publication:
             return True
         return False
 
-    def _tell(self, count: int) -> None:
-        self._tell_total(self._done_bytes + count)
-
-    def _tell_total(self, done: int) -> None:
-        self._done_bytes = done
+    def _tell(self, done: int) -> None:
         if self._on_progress:
             self._on_progress(min(done, self._total_bytes), self._total_bytes)
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from streamway.errors import StorageAccessError, StorageError
@@ -24,7 +25,8 @@ from streamway.storage.segments import Computed, FilePlan, WrittenFile
 log = logging.getLogger("streamway.storage")
 
 _ATTRIBUTE = "user.streamway"
-_SLOTS = 8
+_FOLDER_ATTEMPTS = 100
+SAVE_SLOTS = 8
 """Cloud Storage takes about one write a second to one name, so a growing hash is saved under several in turn."""
 
 
@@ -125,17 +127,22 @@ class LocalTarget:
         return self._written(noted["sha256"], noted["crc32c"], 0)
 
     def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._part_bytes = self._read_journal(most_part_bytes) or part_bytes
         fresh = not self._kept
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
-        self._descriptor = os.open(self._partial, flags, 0o644)
+        truncate = os.O_TRUNC if fresh else 0
+        self._descriptor = self._open(self._partial, os.O_RDWR | truncate)
         self._reserve()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
-        self._journal_descriptor = os.open(self._journal, flags, 0o644)
+        self._journal_descriptor = self._open(self._journal, os.O_WRONLY | os.O_APPEND | truncate)
         if fresh:
             os.write(self._journal_descriptor, self._heading().encode())
         return Position(part_bytes=self._part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
+
+    def _open(self, path: Path, flags: int) -> int:
+        for _ in range(_FOLDER_ATTEMPTS):  # another file that is complete may just have removed the folder
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        raise StorageError(f"{self._folder}: the folder is removed again and again by somebody else.")
 
     def _reserve(self) -> None:
         """Claim the space now, so that a full disk is found out before the transfer and not at its end."""
@@ -349,7 +356,7 @@ class UploadTarget(_ObjectTarget):
         if not self._saving or last or (state is None and self._sha256):
             return
         self._save(
-            f"save-{self._saves % _SLOTS}",
+            f"save-{self._saves % SAVE_SLOTS}",
             {
                 "plan": self._identity,
                 "part_bytes": self._part_bytes,
