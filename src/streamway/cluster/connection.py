@@ -1,35 +1,28 @@
-"""The way to a Kubernetes API server, shared by everything that talks to one and written once.
+"""Requests to one Kubernetes API server, and through it to the Services behind it.
 
 Manifests are plain dictionaries all over this project, so a connection speaks JSON by path; the kubernetes client
-underneath reads kubeconfigs, runs credential plugins, and holds the pool of authenticated TLS connections. The same
-pool carries HTTP to a Service inside the cluster, through the API server's service proxy: a pipeline's worker has no
-route to a ClusterIP, but whoever may deploy there can ask through that door.
+underneath brings credentials and the pool of authenticated TLS connections. The same pool carries HTTP to a Service
+inside the cluster, through the API server's service proxy: a pipeline's worker has no route to a ClusterIP, but
+whoever may deploy there can ask through that door.
 """
 
 import json
 import logging
-import os
 import re
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import urllib3
-from kubernetes import client as kubernetes_client
-from kubernetes import config as kubernetes_config
 
 from streamway.errors import (
     ApiServerError,
     ClusterError,
     ClusterPermissionError,
     ClusterUnreachableError,
-    SettingsError,
 )
 
 logger = logging.getLogger("streamway.cluster")
@@ -41,13 +34,7 @@ RELEASE = "streamway/release"
 RELEASE_URI = "streamway/release-uri"
 REVISION = "streamway/revision"
 
-_GKE_NAME = re.compile(r"projects/[^/]+/locations/[^/]+/clusters/[^/]+")
-_MEMBERSHIP_NAME = re.compile(r"projects/([^/]+)/locations/([^/]+)/(?:gkeMemberships|memberships)/([^/]+)")
-_CLOUD_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-# Credentials are renewed this long before they expire, so that none expires between the check and its use.
-_EXPIRY_MARGIN_SECONDS = 120
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
-_CONNECTIONS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +211,7 @@ class ClusterConnection:
         while isinstance(getattr(cause, "reason", None), BaseException):
             cause = cause.reason  # type: ignore[attr-defined]
         return ClusterUnreachableError(
-            f"The API server of {self.name} at {self.address} does not answer: {_sentence(cause)}",
+            f"The API server of {self.name} at {self.address} does not answer: {sentence(cause)}",
             next_step="Check that the cluster is up and that this machine may reach its address; for GKE, the DNS "
             "endpoint needs no network path of its own.",
         )
@@ -282,7 +269,7 @@ class ServiceProxy:
             data = response.data
         except urllib3.exceptions.HTTPError as error:
             raise ClusterUnreachableError(
-                f"The answer to {method} {path} broke off: {_sentence(error)}",
+                f"The answer to {method} {path} broke off: {sentence(error)}",
                 next_step="Run again; look at the server's log if it breaks off again.",
             ) from error
         finally:
@@ -310,192 +297,6 @@ class ServiceProxy:
     def _send(self, method: str, path: str, body: Any, timeout_seconds: float) -> urllib3.BaseHTTPResponse:
         timeout = urllib3.Timeout(connect=min(10.0, timeout_seconds), read=timeout_seconds)
         return self._connection.send(method, self._base + path, body=body, timeout=timeout)
-
-
-def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnection:
-    """Reach a cluster and prove that it answers and knows us.
-
-    Args:
-        cluster: Empty for KUBECONFIG, ~/.kube/config or the cluster we run in, in that order, as kubectl does;
-            `context:NAME` for a context of the kubeconfig; `projects/P/locations/L/clusters/C` for GKE;
-            `projects/P/locations/L/memberships/M` for a fleet member through Connect Gateway.
-        timeout_seconds: How long the first answer may take.
-
-    Raises:
-        SettingsError: `cluster` has none of these forms.
-        ClusterUnreachableError: there is no such cluster, it does not answer, or it does not know us.
-    """
-    if not cluster or cluster.startswith("context:"):
-        configuration, name = _from_kubeconfig(cluster.removeprefix("context:"))
-    elif _GKE_NAME.fullmatch(cluster):
-        configuration, name = _from_gke(cluster, timeout_seconds)
-    elif match := _MEMBERSHIP_NAME.fullmatch(cluster):
-        configuration, name = (
-            gateway_configuration(*match.groups(), credentials=_cloud_credentials()),
-            cluster,
-        )
-    else:
-        raise SettingsError(
-            f"cluster is {cluster!r}, which names no cluster.",
-            next_step="Leave it empty for KUBECONFIG, or write context:NAME, projects/P/locations/L/clusters/C or "
-            "projects/P/locations/L/memberships/M.",
-        )
-    configuration.connection_pool_maxsize = _CONNECTIONS
-    connection = ClusterConnection(kubernetes_client.ApiClient(configuration), name=name)
-    _prove(connection, timeout_seconds)
-    return connection
-
-
-def gke_configuration(cluster: Any, *, credentials: Any) -> Any:
-    """Configure a client for a GKE cluster, by its DNS endpoint where outside traffic may use it.
-
-    The DNS endpoint has a public certificate and needs no network path to the control plane; an IP endpoint is
-    signed by the cluster's own authority (https://cloud.google.com/kubernetes-engine/docs/concepts/network-isolation).
-
-    Args:
-        cluster: The answer of `get_cluster`.
-        credentials: google-auth credentials, renewed when a request finds them near their end.
-    """
-    configuration = kubernetes_client.Configuration()
-    endpoints = cluster.control_plane_endpoints_config
-    dns = endpoints.dns_endpoint_config
-    if dns.endpoint and dns.allow_external_traffic:
-        configuration.host = f"https://{dns.endpoint}"
-    else:
-        address = cluster.endpoint or endpoints.ip_endpoints_config.private_endpoint
-        configuration.host = f"https://{address}"
-        configuration.ssl_ca_cert = _certificate_file(cluster.master_auth.cluster_ca_certificate)
-    _renew_with(configuration, credentials)
-    return configuration
-
-
-def gateway_configuration(project: str, location: str, membership: str, *, credentials: Any) -> Any:
-    """Configure a client for a fleet member through Connect Gateway.
-
-    Args:
-        project: Project id or number.
-        location: Region of the membership, or `global`.
-        membership: Its name.
-        credentials: As in `gke_configuration`.
-    """
-    region = "" if location == "global" else f"{location}-"
-    configuration = kubernetes_client.Configuration()
-    configuration.host = (
-        f"https://{region}connectgateway.googleapis.com/v1/projects/{project}/locations/{location}"
-        f"/gkeMemberships/{membership}"
-    )
-    _renew_with(configuration, credentials)
-    return configuration
-
-
-def _from_kubeconfig(context: str) -> tuple[Any, str]:
-    # The environment is read here and not by the kubernetes package, which reads it once when it is imported.
-    chosen = os.environ.get("KUBECONFIG", "")
-    path = chosen or str(Path.home() / ".kube" / "config")
-    configuration = kubernetes_client.Configuration()
-    if not chosen and not Path(path).exists() and os.environ.get("KUBERNETES_SERVICE_HOST"):
-        kubernetes_config.load_incluster_config(client_configuration=configuration)
-        return configuration, "this cluster"
-    try:
-        kubernetes_config.load_kube_config(
-            config_file=path,
-            context=context or None,
-            client_configuration=configuration,
-            persist_config=False,
-        )
-    except (kubernetes_config.ConfigException, OSError, ValueError) as error:
-        raise ClusterUnreachableError(
-            f"The kubeconfig {path} gives no cluster{f' for context {context!r}' if context else ''}: "
-            f"{_sentence(error)}",
-            next_step="Set KUBECONFIG to a file that kubectl can use, or name a GKE cluster as "
-            "projects/P/locations/L/clusters/C.",
-        ) from error
-    return configuration, f"context {context!r}" if context else f"kubeconfig {path}"
-
-
-def _from_gke(name: str, timeout_seconds: float) -> tuple[Any, str]:
-    from google.api_core.exceptions import GoogleAPIError
-    from google.cloud import container_v1
-
-    credentials = _cloud_credentials()
-    try:
-        cluster = container_v1.ClusterManagerClient(credentials=credentials).get_cluster(
-            name=name, timeout=timeout_seconds
-        )
-    except GoogleAPIError as error:
-        raise ClusterUnreachableError(
-            f"GKE does not show us the cluster {name}: {_sentence(error)}",
-            next_step="Check the name with `gcloud container clusters list`, and that this account has "
-            "container.clusters.get on its project.",
-        ) from error
-    return gke_configuration(cluster, credentials=credentials), name
-
-
-def _cloud_credentials() -> Any:
-    import google.auth
-    from google.auth.exceptions import GoogleAuthError
-
-    try:
-        credentials, _project = google.auth.default(scopes=[_CLOUD_SCOPE])
-    except GoogleAuthError as error:
-        raise ClusterUnreachableError(
-            f"There are no Google Cloud credentials to reach the cluster with: {_sentence(error)}",
-            next_step="Run `gcloud auth application-default login`, or run under a service account.",
-        ) from error
-    return credentials
-
-
-def _renew_with(configuration: Any, credentials: Any) -> None:
-    """Give a client a token now, and a fresh one whenever a request finds it near its end."""
-    from google.auth.exceptions import GoogleAuthError
-    from google.auth.transport.requests import Request
-
-    lock = threading.Lock()
-
-    def renew(target: Any) -> None:
-        with lock:
-            if not credentials.token or _seconds_left(credentials) < _EXPIRY_MARGIN_SECONDS:
-                try:
-                    credentials.refresh(Request())
-                except GoogleAuthError as error:
-                    raise ClusterUnreachableError(
-                        f"The Google Cloud credentials cannot be renewed: {_sentence(error)}",
-                        next_step="Run `gcloud auth application-default login` and go on.",
-                    ) from error
-            target.api_key["authorization"] = credentials.token
-
-    configuration.api_key_prefix["authorization"] = "Bearer"
-    configuration.refresh_api_key_hook = renew
-
-
-def _seconds_left(credentials: Any) -> float:
-    from google.auth import _helpers
-
-    return float("inf") if credentials.expiry is None else (credentials.expiry - _helpers.utcnow()).total_seconds()
-
-
-def _certificate_file(encoded: str) -> str:
-    """Write a cluster's authority where the TLS layer can read it: it takes files only."""
-    import base64
-
-    with tempfile.NamedTemporaryFile("wb", prefix="streamway-ca-", suffix=".crt", delete=False) as file:
-        file.write(base64.b64decode(encoded))
-    return file.name
-
-
-def _prove(connection: ClusterConnection, timeout_seconds: float) -> None:
-    """One small authenticated read: discovery is open to everyone the cluster knows."""
-    try:
-        found = connection.get("/api", timeout_seconds=timeout_seconds)
-    except ClusterPermissionError:
-        return
-    except ApiServerError as error:
-        raise ClusterUnreachableError(str(error.problem), next_step=error.next_step) from error
-    if found.get("kind") != "APIVersions":
-        raise ClusterUnreachableError(
-            f"{connection.address} answers, but not as a Kubernetes API server (kind {found.get('kind')!r}).",
-            next_step="Check the server address in the kubeconfig.",
-        )
 
 
 def _may_pass(error: Exception) -> bool:
@@ -530,7 +331,7 @@ def _event_payloads(response: urllib3.BaseHTTPResponse) -> Iterator[str]:
                     yield line[5:].strip().decode("utf-8", "replace")
     except urllib3.exceptions.HTTPError as error:
         raise ClusterUnreachableError(
-            f"A streamed answer broke off: {_sentence(error)}",
+            f"A streamed answer broke off: {sentence(error)}",
             next_step="Run again; look at the server's log if it breaks off again.",
         ) from error
 
@@ -552,7 +353,8 @@ def _grant(message: str) -> str:
     )
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What an error says, without addresses in memory, ending as a sentence does."""
     text = re.sub(r"<[^>]*object at 0x[0-9a-f]+>:? ?", "", str(error)).strip() or type(error).__name__
     return text if text.endswith(".") else text + "."
 

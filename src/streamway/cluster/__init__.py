@@ -1,0 +1,25 @@
+"""The way to a Kubernetes API server, shared by everything that talks to one and written once."""
+
+from streamway.cluster.access import connect, gateway_configuration, gke_configuration
+from streamway.cluster.connection import (
+    RELEASE,
+    RELEASE_URI,
+    REVISION,
+    ClusterConnection,
+    Manifest,
+    ProxyResponse,
+    ServiceProxy,
+)
+
+__all__ = [
+    "RELEASE",
+    "RELEASE_URI",
+    "REVISION",
+    "ClusterConnection",
+    "Manifest",
+    "ProxyResponse",
+    "ServiceProxy",
+    "connect",
+    "gateway_configuration",
+    "gke_configuration",
+]
