@@ -1,0 +1,660 @@
+"""Anywhere Cache: a copy of what is read, on SSD in the zone that reads it, so that models load from next door.
+
+A cache moves no byte of ours and is never the reason why a model cannot be served, so this step reconciles: it looks
+at what is there, asks for what is missing, and says what state each zone is in. A cache that is still being created
+(usually within an hour, sometimes many) is reported, not waited for unless asked, and never a failure.
+
+The API is Storage Control by gRPC; its REST transport has no caches. STORAGE_CONTROL_ENDPOINT (host:port) names
+another endpoint, such as a private service connect address.
+
+States and limits: https://cloud.google.com/storage/docs/anywhere-cache (now also called Rapid Cache).
+"""
+
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NoReturn
+
+import google.auth.exceptions
+import stamina
+from google.api_core import exceptions as refusals
+from google.api_core.client_options import ClientOptions
+from google.cloud import storage_control_v2 as api
+from google.protobuf import field_mask_pb2
+
+from streamway.errors import BucketNotFoundError, CacheError, StorageAccessError
+from streamway.storage.segments import Progress
+
+LEAST_TTL_SECONDS = 3600
+MOST_TTL_SECONDS = 7 * 24 * 3600
+DEFAULT_TTL_SECONDS = 24 * 3600
+_CALL_SECONDS = 20.0
+_ATTEMPTS = 6
+_MOST_POLL_SECONDS = 15.0
+_MOST_INTENTS = 3
+_MOST_THREADS = 8
+_GIB = 1024**3
+_HOURS_A_MONTH = 730
+# Requests with one of these ids are ours, whoever runs the step.
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "streamway/anywhere-cache")
+# https://cloud.google.com/storage/docs/locations#predefined
+_DUAL_REGIONS: Mapping[str, tuple[str, ...]] = {
+    "ASIA1": ("asia-northeast1", "asia-northeast2"),
+    "EUR4": ("europe-north1", "europe-west4"),
+    "EUR5": ("europe-west1", "europe-west2"),
+    "EUR7": ("europe-west2", "europe-west3"),
+    "EUR8": ("europe-west3", "europe-west6"),
+    "NAM4": ("us-central1", "us-east1"),
+}
+# https://cloud.google.com/storage/docs/locations#location-mr; London and Zurich are not in the European Union.
+_MULTI_REGIONS: Mapping[str, str] = {
+    "US": r"us-.+",
+    "EU": r"europe-(?!west2$|west6$).+",
+    "ASIA": r"asia-.+",
+}
+_TRANSIENT = (
+    refusals.ServiceUnavailable,
+    refusals.DeadlineExceeded,
+    refusals.InternalServerError,
+    refusals.ResourceExhausted,
+    refusals.Unknown,
+)
+
+log = logging.getLogger("streamway.cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePrice:
+    """What a cache costs, in US dollars.
+
+    Args:
+        storage_per_gib_hour: Holding one GiB for one hour.
+        ingest_per_gib: Taking one GiB into the cache, each time.
+        source: Where the figures are from, and when.
+    """
+
+    storage_per_gib_hour: float
+    ingest_per_gib: float
+    source: str
+
+
+LIST_PRICE = CachePrice(
+    storage_per_gib_hour=0.0001233,
+    ingest_per_gib=0.0032,
+    source="list price of a region such as us-central1, https://cloud.google.com/storage/pricing, September 2026",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheCost:
+    """An estimate, for entries that stay cached the whole month.
+
+    Args:
+        size_bytes: What is cached in each zone.
+        zones: How many zones hold it.
+        ingest_usd: Filling all caches once.
+        usd_a_month: Holding it in all of them.
+        price: What it was reckoned with.
+    """
+
+    size_bytes: int
+    zones: int
+    ingest_usd: float
+    usd_a_month: float
+    price: CachePrice
+
+    def __str__(self) -> str:
+        return (
+            f"{self.size_bytes / _GIB:.1f} GiB in {_count(self.zones, 'cache')}: about {self.usd_a_month:.2f} USD "
+            f"a month while it is cached, and {self.ingest_usd:.2f} USD to fill ({self.price.source})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZoneCache:
+    """The cache of one zone as it now stands.
+
+    Args:
+        zone: Its zone.
+        state: creating, running, paused, disabled, absent, or a word that this version does not know; always in
+            lower case.
+        name: Resource name.
+        ttl_seconds: How long an entry lives.
+        since: When the cache last changed, ISO 8601; empty where the API does not say.
+        ingest_on_write: Whether uploads fill it.
+        pending_update: Whether a change of it is under way.
+        action: What was done: created, resumed, updated, found, waits (a change is refused until one that is
+            under way is over), disabled, or none.
+    """
+
+    zone: str
+    state: str
+    name: str
+    ttl_seconds: int
+    since: str
+    ingest_on_write: bool
+    pending_update: bool
+    action: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheResult:
+    """The caches of a bucket after a step.
+
+    Args:
+        bucket: The bucket.
+        location: Where it is, as Cloud Storage words it; empty where nothing was asked.
+        zones: One entry for each zone that was asked for, in that order.
+        cost: What they cost to hold; None where the size is not known.
+        note: One sentence for a person.
+    """
+
+    bucket: str
+    location: str
+    zones: tuple[ZoneCache, ...]
+    cost: CacheCost | None
+    note: str
+
+    @property
+    def all_running(self) -> bool:
+        return all(zone.state == "running" for zone in self.zones)
+
+
+def enable_cache(
+    *,
+    bucket: str,
+    zones: Sequence[str],
+    ttl_seconds: int = DEFAULT_TTL_SECONDS,
+    wait: str = "none",
+    timeout_seconds: float = 600.0,
+    ingest_on_write: bool = False,
+    size_bytes: int | None = None,
+    price: CachePrice = LIST_PRICE,
+    client: api.StorageControlClient | None = None,
+    on_progress: Progress | None = None,
+) -> CacheResult:
+    """Have a cache in each zone: create, resume or update what is not as asked.
+
+    Args:
+        bucket: Name of the bucket.
+        zones: Such as us-central1-a; none means that there is nothing to do.
+        ttl_seconds: How long an entry lives after it was last written to the cache, 3600 to 604800.
+        wait: "none" returns as soon as the API has agreed; "running" waits until every cache serves.
+        timeout_seconds: For everything together. A cache that is not running by then is no failure; an API that
+            does not answer is.
+        ingest_on_write: Fill the cache when objects are uploaded, not when they are first read.
+        size_bytes: What will be read through the cache, for the estimate of its cost.
+        price: What the estimate is reckoned with.
+        client: Another client; made from the environment by default.
+        on_progress: Called with (caches running, caches asked for) while waiting.
+
+    Raises:
+        BucketNotFoundError: there is no such bucket.
+        StorageAccessError: a permission is missing, which is named, or there are no credentials.
+        CacheError: a parameter or a zone is wrong, the API refuses, or it does not answer in time.
+    """
+    wanted = tuple(dict.fromkeys(zones))
+    _check(ttl_seconds, wait, timeout_seconds)
+    if not wanted:
+        log.info("No zone was asked for, so gs://%s gets no cache.", bucket)
+        return CacheResult(bucket=bucket, location="", zones=(), cost=None, note="No zone was asked for.")
+    cost = None if size_bytes is None else estimate_cost(size_bytes, wanted, price)
+    log.info("%s", cost or describe_price(price))
+    deadline = time.monotonic() + timeout_seconds
+    control = _Control(bucket, client or make_client(), deadline)
+    location = _check_zones(control, wanted)
+    intent = _Intent(ttl_seconds=ttl_seconds, ingest_on_write=ingest_on_write)
+    with ThreadPoolExecutor(min(len(wanted), _MOST_THREADS), thread_name_prefix="cache") as pool:
+        found = tuple(pool.map(lambda zone: _Reconciler(control, zone, intent).run(), wanted))
+        if wait == "running":
+            found = _wait_until_running(control, pool, found, intent, on_progress)
+    for zone in found:
+        log.info("Cache in %s: %s (%s), entries live %d s.", zone.zone, zone.state, zone.action, zone.ttl_seconds)
+    note = _summary(bucket, found, cost)
+    log.info("%s", note)
+    return CacheResult(bucket=bucket, location=location, zones=found, cost=cost, note=note)
+
+
+def list_caches(
+    bucket: str, *, timeout_seconds: float = 60.0, client: api.StorageControlClient | None = None
+) -> tuple[ZoneCache, ...]:
+    """Describe every cache of a bucket, in order of zone.
+
+    Raises:
+        BucketNotFoundError, StorageAccessError, CacheError: as in `enable_cache`.
+    """
+    control = _Control(bucket, client or make_client(), time.monotonic() + timeout_seconds)
+    return tuple(sorted(control.list(), key=lambda cache: cache.zone))
+
+
+def disable_cache(
+    *,
+    bucket: str,
+    zones: Sequence[str],
+    timeout_seconds: float = 60.0,
+    client: api.StorageControlClient | None = None,
+) -> CacheResult:
+    """Begin to remove the caches of some zones; a cache that is not there is well.
+
+    It takes about an hour until they are gone, during which the bucket cannot be deleted; `enable_cache` takes it
+    back.
+
+    Raises:
+        BucketNotFoundError, StorageAccessError, CacheError: as in `enable_cache`.
+    """
+    wanted = tuple(dict.fromkeys(zones))
+    if not wanted:
+        return CacheResult(bucket=bucket, location="", zones=(), cost=None, note="No zone was asked for.")
+    control = _Control(bucket, client or make_client(), time.monotonic() + timeout_seconds)
+    location = control.layout().location
+    with ThreadPoolExecutor(min(len(wanted), _MOST_THREADS), thread_name_prefix="cache") as pool:
+        found = tuple(pool.map(lambda zone: _disable(control, zone), wanted))
+    note = _summary(bucket, found, None)
+    log.info("%s", note)
+    return CacheResult(bucket=bucket, location=location, zones=found, cost=None, note=note)
+
+
+def estimate_cost(size_bytes: int, zones: Sequence[str], price: CachePrice = LIST_PRICE) -> CacheCost:
+    """Estimate what it costs to hold so many bytes in a cache of each zone for a month of 730 hours."""
+    gib = size_bytes / _GIB * len(zones)
+    return CacheCost(
+        size_bytes=size_bytes,
+        zones=len(zones),
+        ingest_usd=gib * price.ingest_per_gib,
+        usd_a_month=gib * price.storage_per_gib_hour * _HOURS_A_MONTH,
+        price=price,
+    )
+
+
+def describe_price(price: CachePrice = LIST_PRICE) -> str:
+    """Say in one sentence what a GiB costs in a zone."""
+    monthly = price.storage_per_gib_hour * _HOURS_A_MONTH
+    return (
+        f"A cached GiB costs about {monthly:.3f} USD a month in each zone, and {price.ingest_per_gib:.4f} USD to "
+        f"take in ({price.source})."
+    )
+
+
+def zone_in_location(zone: str, location: str, data_locations: Sequence[str] = ()) -> bool | None:
+    """Say whether a zone lies in a bucket's location; None for a location that this version does not know.
+
+    Args:
+        zone: Such as us-central1-a.
+        location: As Cloud Storage words it: a region, dual-region or multi-region.
+        data_locations: The two regions of a configurable dual-region.
+    """
+    region = zone.rpartition("-")[0]
+    if data_locations:
+        return region in [name.lower() for name in data_locations]
+    if location.upper() in _DUAL_REGIONS:
+        return region in _DUAL_REGIONS[location.upper()]
+    if location.upper() in _MULTI_REGIONS:
+        return re.fullmatch(_MULTI_REGIONS[location.upper()], region) is not None
+    if re.fullmatch(r"[a-z]+-[a-z]+\d+", location.lower()):
+        return region == location.lower()
+    return None
+
+
+def make_client() -> api.StorageControlClient:
+    """Make a client with the credentials and the endpoint that the environment names.
+
+    Raises:
+        StorageAccessError: there are no credentials.
+    """
+    endpoint = os.environ.get("STORAGE_CONTROL_ENDPOINT")
+    options = ClientOptions(api_endpoint=endpoint) if endpoint else None
+    try:
+        return api.StorageControlClient(client_options=options)
+    except google.auth.exceptions.GoogleAuthError as error:
+        raise StorageAccessError(
+            f"Anywhere Cache cannot be asked without Google credentials: {error}",
+            next_step="Run `gcloud auth application-default login`, or give the worker a service account.",
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Intent:
+    """What every zone is to have."""
+
+    ttl_seconds: int
+    ingest_on_write: bool
+
+    def request_id(self, bucket: str, zone: str, generation: int) -> str:
+        """Name a request so that asking twice is asking once.
+
+        An id whose cache was created and is gone again would only bring the old operation back; the next
+        generation is a new wish.
+        """
+        wish = f"{bucket}/{zone}/{self.ttl_seconds}/{self.ingest_on_write}/{generation}"
+        return str(uuid.uuid5(_NAMESPACE, wish))
+
+
+class _Control:
+    """The API for one bucket: each call with a deadline, bounded retries and worded refusals."""
+
+    def __init__(self, bucket: str, client: api.StorageControlClient, deadline: float) -> None:
+        self.bucket = bucket
+        self.deadline = deadline
+        self._client = client
+        self._parent = f"projects/_/buckets/{bucket}"
+
+    def layout(self) -> Any:
+        name = f"{self._parent}/storageLayout"
+        return self._ask("storage.objects.list", self._client.get_storage_layout, name=name)
+
+    def list(self) -> list[ZoneCache]:
+        permission = "storage.anywhereCaches.list"
+        pages = self._ask(permission, self._client.list_anywhere_caches, parent=self._parent)
+        return [_described(cache, "none") for cache in pages]
+
+    def find(self, zone: str) -> ZoneCache | None:
+        permission = "storage.anywhereCaches.get"
+        try:
+            cache = self._ask(permission, self._client.get_anywhere_cache, name=self.name(zone))
+        except BucketNotFoundError:
+            # NOT_FOUND is the same for a cache and for a bucket; the bucket was seen before.
+            return None
+        return _described(cache, "found")
+
+    def create(self, zone: str, intent: _Intent, generation: int) -> Any:
+        cache = api.AnywhereCache(
+            zone=zone, ttl={"seconds": intent.ttl_seconds}, ingest_on_write=intent.ingest_on_write
+        )
+        request = api.CreateAnywhereCacheRequest(
+            parent=self._parent,
+            anywhere_cache=cache,
+            request_id=intent.request_id(self.bucket, zone, generation),
+        )
+        permission = "storage.anywhereCaches.create"
+        created = self._ask(permission, self._client.create_anywhere_cache, request=request)
+        return created.operation
+
+    def update(self, zone: str, intent: _Intent) -> None:
+        cache = api.AnywhereCache(
+            name=self.name(zone),
+            ttl={"seconds": intent.ttl_seconds},
+            ingest_on_write=intent.ingest_on_write,
+        )
+        mask = field_mask_pb2.FieldMask(paths=["ttl", "ingest_on_write"])
+        permission = "storage.anywhereCaches.update"
+        self._ask(permission, self._client.update_anywhere_cache, anywhere_cache=cache, update_mask=mask)
+
+    def resume(self, zone: str) -> ZoneCache:
+        request = api.ResumeAnywhereCacheRequest(name=self.name(zone))
+        permission = "storage.anywhereCaches.resume"
+        return _described(self._ask(permission, self._client.resume_anywhere_cache, request=request), "resumed")
+
+    def disable(self, zone: str) -> ZoneCache:
+        request = api.DisableAnywhereCacheRequest(name=self.name(zone))
+        permission = "storage.anywhereCaches.disable"
+        return _described(self._ask(permission, self._client.disable_anywhere_cache, request=request), "disabled")
+
+    def operation(self, name: str) -> Any:
+        operations = self._client.transport.operations_client
+        return self._ask("storage.bucketOperations.get", operations.get_operation, name=name)
+
+    def name(self, zone: str) -> str:
+        return f"{self._parent}/anywhereCaches/{zone}"
+
+    def remaining(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def _ask(self, permission: str, call: Callable[..., Any], **arguments: Any) -> Any:
+        try:
+            for attempt in stamina.retry_context(
+                on=_TRANSIENT, attempts=_ATTEMPTS, timeout=max(0.0, self.remaining()), wait_initial=0.2, wait_max=5.0
+            ):
+                with attempt:
+                    seconds = max(0.05, min(_CALL_SECONDS, self.remaining()))
+                    return call(retry=None, timeout=seconds, **arguments)
+        except (refusals.GoogleAPICallError, google.auth.exceptions.GoogleAuthError) as error:
+            self._refuse(permission, error)
+        raise CacheError(f"The caches of gs://{self.bucket} were not asked for.")
+
+    def _refuse(self, permission: str, error: Exception) -> NoReturn:
+        said = getattr(error, "message", None) or str(error)
+        if isinstance(error, (refusals.AlreadyExists, refusals.FailedPrecondition)):
+            raise error
+        if isinstance(error, refusals.NotFound):
+            raise BucketNotFoundError(
+                f"gs://{self.bucket}: there is no such bucket, or this account may not see it ({said}).",
+                next_step="Create it, or correct its name in the configuration.",
+            ) from error
+        if isinstance(error, refusals.Forbidden):
+            raise StorageAccessError(
+                f"gs://{self.bucket}: this account lacks the permission {permission} ({said}).",
+                next_step="Grant it roles/storage.admin on the bucket, or a custom role with that permission.",
+            ) from error
+        if isinstance(error, (refusals.Unauthorized, google.auth.exceptions.GoogleAuthError)):
+            raise StorageAccessError(
+                f"gs://{self.bucket}: Google does not accept this worker's credentials ({said}).",
+                next_step="Run `gcloud auth application-default login`, or give the worker a service account.",
+            ) from error
+        if isinstance(error, _TRANSIENT):
+            raise CacheError(
+                f"The caches of gs://{self.bucket}: the API did not answer within its deadline, after "
+                f"{_ATTEMPTS} attempts at most ({said}).",
+                next_step="Run again; models are served without a cache too, only more slowly.",
+            ) from error
+        raise CacheError(
+            f"The caches of gs://{self.bucket}: the API refuses: {said}",
+            next_step="Correct what it names; models are served without a cache too.",
+        ) from error
+
+
+class _Reconciler:
+    """Brings the cache of one zone to what is wanted, from whatever it is now."""
+
+    def __init__(self, control: _Control, zone: str, intent: _Intent) -> None:
+        self._control = control
+        self._zone = zone
+        self._intent = intent
+
+    def run(self) -> ZoneCache:
+        found = self._control.find(self._zone)
+        return self._create() if found is None else self._bring_over(found)
+
+    def _create(self) -> ZoneCache:
+        for generation in range(_MOST_INTENTS):
+            try:
+                operation = self._control.create(self._zone, self._intent, generation)
+            except refusals.AlreadyExists:
+                found = self._control.find(self._zone)
+                if found is not None:
+                    return self._bring_over(found)
+                continue
+            except refusals.FailedPrecondition as error:
+                raise self._refused("created", error) from error
+            if operation.done and operation.HasField("error"):
+                raise self._failed(operation.error.message)
+            found = self._control.find(self._zone)
+            if found is not None:
+                return replace(found, action="created")
+            if not operation.done:
+                return self._announced()
+        raise CacheError(
+            f"The cache of gs://{self._control.bucket} in {self._zone} does not appear, although the API says "
+            "that it was created.",
+            next_step="Look at the bucket's caches in the console, then run again.",
+        )
+
+    def _bring_over(self, found: ZoneCache) -> ZoneCache:
+        if found.state in ("paused", "disabled"):
+            found = self._resume(found)
+        same = (found.ttl_seconds, found.ingest_on_write) == (
+            self._intent.ttl_seconds,
+            self._intent.ingest_on_write,
+        )
+        return found if same else self._update(found)
+
+    def _resume(self, found: ZoneCache) -> ZoneCache:
+        try:
+            return self._control.resume(self._zone)
+        except BucketNotFoundError:
+            # Its removal was completed since it was looked at.
+            return self._create()
+        except refusals.FailedPrecondition as error:
+            raise self._refused(f"resumed (it is {found.state})", error) from error
+
+    def _update(self, found: ZoneCache) -> ZoneCache:
+        if found.pending_update or found.state == "creating":
+            return replace(found, action="waits" if found.action == "found" else found.action)
+        try:
+            self._control.update(self._zone, self._intent)
+        except refusals.FailedPrecondition as error:
+            log.info("Cache in %s: the change waits for another one (%s).", self._zone, error.message)
+            return replace(found, action="waits")
+        return replace(self._control.find(self._zone) or found, action="updated")
+
+    def _announced(self) -> ZoneCache:
+        return ZoneCache(
+            zone=self._zone,
+            state="creating",
+            name=self._control.name(self._zone),
+            ttl_seconds=self._intent.ttl_seconds,
+            since="",
+            ingest_on_write=self._intent.ingest_on_write,
+            pending_update=False,
+            action="created",
+        )
+
+    def _refused(self, verb: str, error: refusals.GoogleAPICallError) -> CacheError:
+        return CacheError(
+            f"The cache of gs://{self._control.bucket} in {self._zone} cannot be {verb}: {error.message}",
+            next_step="Wait until the state that it names is over, then run again.",
+        )
+
+    def _failed(self, message: str) -> CacheError:
+        return CacheError(
+            f"The cache of gs://{self._control.bucket} in {self._zone} could not be created: {message}",
+            next_step="Choose another zone, or ask for quota; models are served without a cache too.",
+        )
+
+
+def _wait_until_running(
+    control: _Control,
+    pool: ThreadPoolExecutor,
+    found: tuple[ZoneCache, ...],
+    intent: _Intent,
+    on_progress: Progress | None,
+) -> tuple[ZoneCache, ...]:
+    """Look until every cache runs as wanted; at the deadline return what is there."""
+    pause = 0.5
+    while True:
+        running = sum(_settled(cache, intent) for cache in found)
+        if on_progress is not None:
+            on_progress(running, len(found))
+        if running == len(found) or control.remaining() <= pause:
+            return found
+        log.info("%d of %s run; the others are %s.", running, _count(len(found), "cache"), _others(found))
+        time.sleep(pause)
+        pause = min(pause * 1.5, _MOST_POLL_SECONDS)
+        found = tuple(pool.map(lambda cache: _look_again(control, cache, intent), found))
+
+
+def _look_again(control: _Control, cache: ZoneCache, intent: _Intent) -> ZoneCache:
+    if _settled(cache, intent):
+        return cache
+    try:
+        now = _Reconciler(control, cache.zone, intent).run()
+    except CacheError:
+        if control.remaining() > 0:
+            raise
+        return cache
+    return replace(now, action=cache.action if now.action in ("found", "waits") else now.action)
+
+
+def _settled(cache: ZoneCache, intent: _Intent) -> bool:
+    as_wanted = (cache.ttl_seconds, cache.ingest_on_write) == (intent.ttl_seconds, intent.ingest_on_write)
+    return cache.state == "running" and as_wanted and not cache.pending_update
+
+
+def _disable(control: _Control, zone: str) -> ZoneCache:
+    found = control.find(zone)
+    if found is None:
+        return ZoneCache(
+            zone=zone,
+            state="absent",
+            name=control.name(zone),
+            ttl_seconds=0,
+            since="",
+            ingest_on_write=False,
+            pending_update=False,
+            action="none",
+        )
+    if found.state == "disabled":
+        return replace(found, action="none")
+    try:
+        return control.disable(zone)
+    except BucketNotFoundError:
+        return replace(found, state="absent", action="none")
+    except refusals.FailedPrecondition as error:
+        raise CacheError(
+            f"The cache of gs://{control.bucket} in {zone} cannot be disabled while it is {found.state}: "
+            f"{error.message}",
+            next_step="Wait until that is over, then run again.",
+        ) from error
+
+
+def _check(ttl_seconds: int, wait: str, timeout_seconds: float) -> None:
+    if not LEAST_TTL_SECONDS <= ttl_seconds <= MOST_TTL_SECONDS:
+        raise CacheError(
+            f"ttl_seconds is {ttl_seconds}; expected {LEAST_TTL_SECONDS} (1 hour) to {MOST_TTL_SECONDS} (7 days).",
+            next_step="Correct it in the configuration; 86400, a day, is Google's default.",
+        )
+    if wait not in ("none", "running"):
+        raise CacheError(f"wait is {wait!r}; expected 'none' or 'running'.", next_step="Use one of the two.")
+    if timeout_seconds <= 0:
+        raise CacheError(
+            f"timeout_seconds is {timeout_seconds}; expected more than 0.", next_step="Give it a minute or more."
+        )
+
+
+def _check_zones(control: _Control, zones: Sequence[str]) -> str:
+    """Return the bucket's location, in which every zone must be."""
+    layout = control.layout()
+    regions = tuple(layout.custom_placement_config.data_locations)
+    for zone in zones:
+        if zone_in_location(zone, layout.location, regions) is False:
+            where = " and ".join(regions) or layout.location
+            raise CacheError(
+                f"Zone {zone} is not in the location of gs://{control.bucket}, which is {where} "
+                f"({layout.location_type}); reads from it can never be cached.",
+                next_step=f"Name zones of {where}, or keep the model in a bucket near {zone}.",
+            )
+    return str(layout.location)
+
+
+def _described(cache: Any, action: str) -> ZoneCache:
+    changed: datetime | None = cache.update_time or cache.create_time
+    return ZoneCache(
+        zone=cache.zone or cache.name.rpartition("/")[2],
+        state=cache.state.lower(),
+        name=cache.name,
+        ttl_seconds=int(cache.ttl.total_seconds()) if cache.ttl else 0,
+        since=changed.isoformat() if changed else "",
+        ingest_on_write=bool(cache.ingest_on_write),
+        pending_update=bool(cache.pending_update),
+        action=action,
+    )
+
+
+def _summary(bucket: str, zones: Sequence[ZoneCache], cost: CacheCost | None) -> str:
+    states = ", ".join(f"{zone.zone} {zone.state}" for zone in zones)
+    creating = any(zone.state == "creating" for zone in zones)
+    later = " Creation usually takes less than an hour; models are served meanwhile." if creating else ""
+    return f"Caches of gs://{bucket}: {states}.{later}" + (f" Cost: {cost}." if cost else "")
+
+
+def _others(zones: Sequence[ZoneCache]) -> str:
+    return ", ".join(sorted({zone.state for zone in zones if zone.state != "running"})) or "changing"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
