@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from streamway.errors import CheckpointError
 from streamway.storage.segments import ByteReader
 from streamway.weights.dtypes import DTYPES, TORCH_DTYPES, torch_element_bytes
-from streamway.weights.pickles import show_name
 from streamway.weights.state_dicts import find_state_dict
 from streamway.weights.tensors import SourceTensor, strided_dimensions
 from streamway.weights.torch_archive import read_torch_archive
 from streamway.weights.torch_files import TorchFile
 from streamway.weights.torch_legacy import read_torch_legacy
 from streamway.weights.torch_objects import TensorRef
+from streamway.weights.wording import show_name
 
 _PROBE_BYTES = 512
 

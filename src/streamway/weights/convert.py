@@ -14,8 +14,10 @@ from typing import Any
 
 from streamway.errors import StorageError, WeightsError
 from streamway.storage import (
+    Release,
     delete_files,
     exists,
+    find_release,
     is_gs,
     join,
     list_files,
@@ -24,6 +26,7 @@ from streamway.storage import (
     write_file,
     write_files,
 )
+from streamway.storage.addresses import local_path
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
 from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
@@ -114,10 +117,13 @@ def convert_weights(
         NoWeightsError: there is nothing that can be served.
         WeightsError: the result is not equal to its source.
     """
+    if (release := find_release(snapshot_uri)) and not copy_unchanged:
+        log.info("%s is published already; its weights need nothing.", release.uri)
+        return _from_release(release)
     source = read_source(snapshot_uri)
     if copy_unchanged:
         _refuse_own_folder(snapshot_uri, weights_uri)
-    work = _Work(source, weights_uri, shard_bytes, copy_unchanged, memory_bytes, on_progress)
+    work = _Work(source, _absolute(weights_uri), shard_bytes, copy_unchanged, memory_bytes, on_progress)
     earlier = work.find_earlier()
     if earlier:
         log.info("%s is complete already; nothing was moved.", weights_uri)
@@ -125,8 +131,13 @@ def convert_weights(
     return work.run()
 
 
+def _absolute(uri: str) -> str:
+    """Make a local path hold from any folder, because it is recorded."""
+    return uri if is_gs(uri) else str(local_path(uri).absolute())
+
+
 def _refuse_own_folder(snapshot_uri: str, weights_uri: str) -> None:
-    if snapshot_uri.rstrip("/") == weights_uri.rstrip("/"):
+    if _absolute(snapshot_uri).rstrip("/") == _absolute(weights_uri).rstrip("/"):
         raise StorageError(
             f"{weights_uri} is both the source and the target.", next_step="Give another folder for the result."
         )
@@ -438,6 +449,30 @@ def _proof(uri: str, plan: _Plan, proved: Sequence[ProvedTensor]) -> dict[str, A
             for tensor in proved
         },
     }
+
+
+def _from_release(release: Release) -> ConvertedWeights:
+    conversion = release.manifest.conversion
+    return ConvertedWeights(
+        uri=release.uri,
+        files=tuple(
+            RecordedFile(
+                path=file.path,
+                uri=join(release.uri, file.path),
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+                crc32c=file.crc32c,
+            )
+            for file in release.files
+        ),
+        tensors=int(conversion.get("tensors", 0)),
+        tensor_bytes=int(conversion.get("tensor_bytes", 0)),
+        aliases=dict(conversion.get("aliases", {})),
+        converted=bool(conversion.get("converted", False)),
+        realigned=tuple(conversion.get("realigned", ())),
+        moved_bytes=0,
+        report=dict(conversion),
+    )
 
 
 def _from_record(uri: str, record: PreparedWeights, *, moved_bytes: int = 0) -> ConvertedWeights:

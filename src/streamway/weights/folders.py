@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamway.errors import NoWeightsError, SafetensorsError, WeightsError
-from streamway.weights.pickles import show_name
+from streamway.storage.allowed import is_companion
 from streamway.weights.shards import INDEX_NAME, SINGLE_NAME
 from streamway.weights.sources import ModelSource, SourceFile
+from streamway.weights.wording import show_name
 
 PICKLE_INDEX_NAME = "pytorch_model.bin.index.json"
 PICKLE_SINGLE_NAME = "pytorch_model.bin"
@@ -38,8 +39,6 @@ _TRAINING_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state.*|trainer_state|random_states.*)\.\w+"
 )
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
-_COMPANION_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py", ".vocab", ".merges", ".yaml")
-_LICENCES = re.compile(r"(licen[cs]e|notice|use_policy|usage_policy)[^/]*", re.IGNORECASE)
 _FOLDERS_LEFT = ("original", "onnx", "openvino", "coreml", "gguf", "metal", "runs", "checkpoints", "logs")
 
 
@@ -99,23 +98,21 @@ def sort_folder(source: ModelSource) -> ModelFolder:
 
 def reason_to_leave(path: str, form: str) -> str:
     """Say why a file that is not part of the weight set is not served either; "" for a companion."""
-    folders, name = path.split("/")[:-1], path.rpartition("/")[2]
-    if folders and (folders[0] in _FOLDERS_LEFT or folders[0].startswith("checkpoint-")):
-        return f"{folders[0]}/ holds the model in another form"
-    if any(part.startswith(".") for part in (*folders, name)):
-        return "hidden"
+    if is_companion(path):
+        return ""
+    folder, name = path.partition("/")[0] if "/" in path else "", path.rpartition("/")[2]
+    if folder in _FOLDERS_LEFT or folder.startswith("checkpoint-"):
+        return f"{folder}/ holds the model in another form"
     if name.endswith(_SAFETENSORS) or "safetensors.index." in name:
         return "a second set of weights"
     if _TRAINING_STATE.fullmatch(name):
         return "state of the training"
-    if name.endswith(_PICKLES) or name.endswith(".bin.index.json"):
+    if name.endswith((*_PICKLES, ".bin.index.json")):
         return "pickled weights beside the ones that are served" if form == "safetensors" else "a second set of weights"
     if name.endswith(_OTHER_FRAMEWORKS):
         return "weights for another engine"
     if name.startswith("adapter_"):
         return "an adapter beside the full model"
-    if name.endswith(_COMPANION_SUFFIXES) or _LICENCES.fullmatch(name):
-        return ""
     return "not needed for serving"
 
 

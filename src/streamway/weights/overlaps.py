@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from streamway.errors import CheckpointError
-from streamway.weights.pickles import show_name
 from streamway.weights.tensors import SourceTensor
+from streamway.weights.wording import show_name
 
 _MAX_COMPARISONS = 200_000
 

@@ -10,11 +10,11 @@ from streamway.weights.checkpoints import Checkpoint, read_checkpoint
 from streamway.weights.findings import WARNING, raise_first_error
 from streamway.weights.folders import WeightSet
 from streamway.weights.overlaps import refuse_overlaps
-from streamway.weights.pickles import show_name
 from streamway.weights.sets import compare_index
 from streamway.weights.shards import Shard, plan_shards
 from streamway.weights.sources import ModelSource, SourceFile
 from streamway.weights.ties import TiedNames, resolve_ties
+from streamway.weights.wording import show_name
 
 _FILES_AT_ONCE = 4
 

@@ -17,10 +17,10 @@ from streamway.errors import WeightsError
 from streamway.storage import is_gs, open_reader
 from streamway.storage.digests import combine_crc32c, crc32c
 from streamway.storage.segments import ByteReader, Computed, Extent, Segment
-from streamway.weights.pickles import show_name
 from streamway.weights.safetensors_file import Header, TensorEntry, read_header
 from streamway.weights.shards import PIECE_BYTES, Shard
 from streamway.weights.tensors import SourceTensor
+from streamway.weights.wording import show_name
 
 _BUFFER_BYTES = 4 * 1024 * 1024
 _READERS = 2

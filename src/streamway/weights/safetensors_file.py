@@ -15,7 +15,7 @@ from typing import Any
 from streamway.errors import SafetensorsError
 from streamway.storage.segments import ByteReader
 from streamway.weights.dtypes import DTYPES, DType
-from streamway.weights.pickles import show_name
+from streamway.weights.wording import show_name
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""

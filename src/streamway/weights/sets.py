@@ -8,10 +8,10 @@ from streamway.storage import open_reader
 from streamway.storage.segments import ByteReader
 from streamway.weights.findings import Finding, error, warning
 from streamway.weights.folders import WeightSet
-from streamway.weights.pickles import show_name
 from streamway.weights.safetensors_file import Header, HeaderError, TensorEntry, read_header
 from streamway.weights.shards import FORMAT_METADATA
 from streamway.weights.sources import ModelSource, SourceFile
+from streamway.weights.wording import show_name
 
 _HEADERS_AT_ONCE = 8
 _AGAIN = "Download the model again at one commit; its files do not belong together."

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from streamway.errors import StorageError
-from streamway.storage import exists, join, list_files, open_reader, read_file
-from streamway.storage.records import SNAPSHOT_RECORD, WEIGHTS_RECORD, Snapshot
+from streamway.storage import StoredFile, exists, join, list_files, open_reader, read_file
+from streamway.storage.records import SNAPSHOT_RECORD, WEIGHTS_RECORD, PreparedWeights, Snapshot
 
 _RECORD_BYTES = 64 * 1024 * 1024
 _JSON_BYTES = 64 * 1024 * 1024
@@ -42,7 +42,7 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model's files and what is known of it."""
+    """A model's files and what is known of it; `jsons` keeps what was read of them."""
 
     uri: str
     files: tuple[SourceFile, ...]
@@ -51,6 +51,7 @@ class ModelSource:
     commit_sha: str = ""
     licence: str = "unknown"
     source: str = ""
+    jsons: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, path: str) -> SourceFile | None:
         return next((file for file in self.files if file.path == path), None)
@@ -61,42 +62,60 @@ class ModelSource:
         Raises:
             StorageError: it is not a JSON object.
         """
-        file = self.find(path)
-        return read_json_object(file.uri) if file else {}
+        if path not in self.jsons:
+            file = self.find(path)
+            self.jsons[path] = read_json_object(file.uri) if file else {}
+        return self.jsons[path]
 
 
 def read_source(uri: str) -> ModelSource:
-    """Find a model's files: those that its snapshot records, else those that the folder or prefix has.
+    """Find a model's files: those that its record names, else those that the folder or prefix has.
 
     Raises:
         StorageError: there are none, or the record cannot be read.
     """
-    record_uri = join(uri, SNAPSHOT_RECORD)
-    if exists(record_uri):
-        return _from_snapshot(uri, Snapshot.from_json(read_file(record_uri, max_bytes=_RECORD_BYTES), uri=record_uri))
-    own = (SNAPSHOT_RECORD, WEIGHTS_RECORD)
-    files = tuple(
-        SourceFile(path=file.path, uri=file.uri, size_bytes=file.size_bytes, sha256=file.sha256, crc32c=file.crc32c)
-        for file in list_files(uri)
-        if file.path not in own
-    )
+    if record := _read_record(uri):
+        return _from_record(uri, record)
+    files = tuple(_stored(file) for file in list_files(uri))
     if not files:
         raise StorageError(f"{uri} has no files.", next_step="Give the folder or gs:// prefix that holds the model.")
     return ModelSource(uri=uri, files=files)
 
 
-def _from_snapshot(uri: str, snapshot: Snapshot) -> ModelSource:
+def _read_record(uri: str) -> Snapshot | PreparedWeights | None:
+    record_uri = join(uri, SNAPSHOT_RECORD)
+    if exists(record_uri):
+        return Snapshot.from_json(read_file(record_uri, max_bytes=_RECORD_BYTES), uri=record_uri)
+    record_uri = join(uri, WEIGHTS_RECORD)
+    if exists(record_uri):
+        return PreparedWeights.from_json(read_file(record_uri, max_bytes=_RECORD_BYTES), uri=record_uri)
+    return None
+
+
+def _stored(file: StoredFile) -> SourceFile:
+    return SourceFile(path=file.path, uri=file.uri, size_bytes=file.size_bytes, sha256=file.sha256, crc32c=file.crc32c)
+
+
+def _from_record(uri: str, record: Snapshot | PreparedWeights) -> ModelSource:
+    """Take the files that a record names; those that lie beside it are found there, also when the folder was moved."""
+    beside = {file.path: file.uri for file in list_files(uri)}
     return ModelSource(
         uri=uri,
         files=tuple(
-            SourceFile(path=file.path, uri=file.uri, size_bytes=file.size_bytes, sha256=file.sha256, crc32c=file.crc32c)
-            for file in snapshot.files
+            SourceFile(
+                path=file.path,
+                uri=beside.get(file.path, file.uri),
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+                crc32c=file.crc32c,
+            )
+            for file in record.files
         ),
-        model_id=snapshot.model_id,
-        revision=snapshot.revision,
-        commit_sha=snapshot.commit_sha,
-        licence=snapshot.licence,
-        source=snapshot.source,
+        model_id=record.model_id,
+        revision=record.revision,
+        commit_sha=record.commit_sha,
+        licence=record.licence,
+        source=record.source,
     )
 
 

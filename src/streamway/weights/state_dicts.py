@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamway.errors import CheckpointError
-from streamway.weights.pickles import Opaque, show_name
+from streamway.weights.pickle_machine import Opaque
 from streamway.weights.torch_objects import TensorRef
+from streamway.weights.wording import show_name
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the state dict, as Lightning, fairseq, DeepSpeed and timm write them."""

@@ -82,6 +82,16 @@ def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
     return None
 
 
+def is_embedding(name: str) -> bool:
+    """Tell whether a name is that of input embeddings."""
+    return _rank(name) <= _EMBEDDING_RANK
+
+
+def is_head(name: str) -> bool:
+    """Tell whether a name is that of an output head."""
+    return _rank(name) == _HEAD_RANK
+
+
 def _rank(name: str) -> int:
     for rank, endings in ((_SHARED_RANK, _SHARED), (_EMBEDDING_RANK, _EMBEDDINGS), (_HEAD_RANK, _HEADS)):
         if any(name == ending or name.endswith(f".{ending}") for ending in endings):

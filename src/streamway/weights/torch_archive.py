@@ -2,10 +2,12 @@
 
 from streamway.errors import CheckpointError
 from streamway.storage.segments import ByteReader
-from streamway.weights.pickles import SAFE_FORMAT_STEP, read_pickle, show_name
+from streamway.weights.pickle_machine import SAFE_FORMAT_STEP
+from streamway.weights.pickles import read_pickle
 from streamway.weights.torch_files import TorchFile, check_storage_sizes
 from streamway.weights.torch_objects import TorchVocabulary
 from streamway.weights.windows import ByteWindow
+from streamway.weights.wording import show_name
 from streamway.weights.zip_records import ZipRecords
 
 _SMALL_RECORD_BYTES = 64

@@ -10,10 +10,11 @@ from typing import Any
 from streamway.errors import CheckpointError
 from streamway.storage.segments import ByteReader
 from streamway.weights.dtypes import torch_element_bytes
-from streamway.weights.pickles import read_pickle, show_name
+from streamway.weights.pickles import read_pickle
 from streamway.weights.torch_files import TorchFile, check_storage_sizes
 from streamway.weights.torch_objects import TorchVocabulary
 from streamway.weights.windows import ByteWindow
+from streamway.weights.wording import show_name
 from streamway.weights.zip_records import DataRange
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C

@@ -17,7 +17,8 @@ from streamway.weights.dtypes import (
     TORCH_ONLY_DTYPES,
     torch_element_bytes,
 )
-from streamway.weights.pickles import SAFE_FORMAT_STEP, Constructor, Opaque, OrderedMapping, show_name
+from streamway.weights.pickle_machine import SAFE_FORMAT_STEP, Constructor, Opaque, OrderedMapping
+from streamway.weights.wording import show_name
 
 _MAX_DIMENSIONS = 64
 _MAX_COUNT = 1 << 62

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from streamway.errors import CheckpointError
 from streamway.storage.segments import ByteReader
-from streamway.weights.pickles import show_name
+from streamway.weights.wording import show_name
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
