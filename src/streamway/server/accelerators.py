@@ -52,7 +52,7 @@ class Accelerator:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """GPU counts that one node can give, smallest first."""
+        """GPU counts that are whole nodes, smallest first: Autopilot gives large GPUs only by the node."""
         return tuple(sorted({machine.gpus for machine in self.machines}))
 
 

@@ -89,12 +89,7 @@ class ServerSpec:
         _check_environment(self.environment)
         check_arguments(self.engine_arguments)
         read_image(self.image)
-        if self.gpu_count and self.gpu_count not in find_accelerator(self.accelerator).counts:
-            counts = ", ".join(map(str, find_accelerator(self.accelerator).counts))
-            raise SettingsError(
-                f"gpu_count is {self.gpu_count}, but a node with {self.accelerator} gives {counts}.",
-                next_step="Choose one of these, or 0 to derive it from the model's size.",
-            )
+        _check_gpu_count(self.gpu_count, find_accelerator(self.accelerator))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +200,17 @@ def _check_names(spec: ServerSpec) -> None:
         raise SettingsError(
             f"namespace is {spec.namespace!r}, expected at most 63 lower-case letters, digits and dashes.",
             next_step="Choose another namespace.",
+        )
+
+
+def _check_gpu_count(gpu_count: int, accelerator: Accelerator) -> None:
+    largest = accelerator.counts[-1]
+    possible = [count for count in (1, 2, 4, 8, 16) if count <= largest]
+    if gpu_count and gpu_count not in possible:
+        raise SettingsError(
+            f"gpu_count is {gpu_count}, expected {', '.join(map(str, possible))} with {accelerator.name}: a model is "
+            f"split into equal parts, and one node has at most {largest}.",
+            next_step="Choose one of these, or 0 to derive it from the model's size.",
         )
 
 
