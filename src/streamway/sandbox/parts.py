@@ -89,6 +89,7 @@ class SandboxConfig:
         zone: Zone of the cluster's node.
         gpu_count: `nvidia.com/gpu` of the cluster's node.
         seed: Whether the Hub has the real model; the small synthetic ones are always there.
+        vertex: Whether Vertex AI's Pipelines and Schedules API is a part.
         project: Google Cloud project that clients are told.
         tokens: Tokens that the Hub accepts.
         parts: Processes to start instead of the usual ones.
@@ -100,6 +101,7 @@ class SandboxConfig:
     zone: str = "us-central1-a"
     gpu_count: int = 1
     seed: bool = True
+    vertex: bool = False
     project: str = "streamway-sandbox"
     tokens: tuple[HubToken, ...] = DEFAULT_TOKENS
     parts: tuple[PartSpec, ...] | None = None
@@ -109,13 +111,14 @@ def usual_parts(config: SandboxConfig, state_path: Path) -> tuple[PartSpec, ...]
     """Return the parts in the order they start; each may read what those before it have announced."""
     buckets = ",".join(f"{bucket.name}={bucket.location}" for bucket in config.buckets)
     cluster = ["--images", str(images_path(state_path)), "--zone", config.zone, "--gpus", str(config.gpu_count)]
-    return (
+    parts = (
         PartSpec(name="hub", argv=_module("hub")),
         PartSpec(name="bucket", argv=_module("bucket", "--buckets", buckets)),
         PartSpec(name="caches", argv=_module("caches")),
         # Its pods are given time to end in order.
         PartSpec(name="cluster", argv=_module("cluster", *cluster), stop_seconds=5.0),
     )
+    return (*parts, PartSpec(name="vertex", argv=_module("vertex"))) if config.vertex else parts
 
 
 def write_plan(config: SandboxConfig, state_path: Path, engine: Engine | None) -> None:
