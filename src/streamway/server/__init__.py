@@ -2,6 +2,15 @@
 
 from streamway.server.deploy import DeployedServer, deploy_server
 from streamway.server.manifests import render, to_yaml
+from streamway.server.operate import (
+    EndpointStatus,
+    RevisionStatus,
+    promote_revision,
+    read_status,
+    reject_revision,
+    retire_server,
+    rollback,
+)
 from streamway.server.rollout import Phase
 from streamway.server.spec import Resources, ServerSpec, derive
 from streamway.server.streamer_log import StreamerFigures, read_log
@@ -10,13 +19,20 @@ from streamway.server.switch import Candidate
 __all__ = [
     "Candidate",
     "DeployedServer",
+    "EndpointStatus",
     "Phase",
     "Resources",
+    "RevisionStatus",
     "ServerSpec",
     "StreamerFigures",
     "deploy_server",
     "derive",
+    "promote_revision",
     "read_log",
+    "read_status",
+    "reject_revision",
     "render",
+    "retire_server",
+    "rollback",
     "to_yaml",
 ]

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamway.cluster import ClusterConnection, connect
 from streamway.errors import SettingsError
 from streamway.server.apply import apply
 from streamway.server.endpoint import read_endpoint
 from streamway.server.engine import PORT
+from streamway.server.lease import hold_endpoint
 from streamway.server.manifests import (
     deployment_manifest,
     disruption_budget_manifest,
@@ -123,7 +124,7 @@ def deploy_server(
         strategy: `recreate`, `surge`, `blue_green`, or `auto`: surge where a node is found, else recreate.
         keep_seconds: How long `blue_green` keeps the old revision running.
         verify: Proves a new revision before the Service selects it; it raises where the answer is wrong.
-        hold: Leave the Service where it is; `switch_traffic` moves it later.
+        hold: Leave the Service where it is until `promote_revision` or `reject_revision` settles it.
         force: Take fields over from other managers.
         dry_run: Let the API server judge every manifest, and change nothing.
         on_progress: Told how many bytes of the weights have come.
@@ -163,6 +164,7 @@ def deploy_server(
     if dry_run:
         return _dry_run(connection, spec, force=force)
     plan = Plan(
+        revision=revision_of(spec),
         deployment=deployment_manifest(spec),
         strategy=strategy,
         port=PORT,
@@ -183,7 +185,9 @@ def deploy_server(
         accelerator,
         derived.budgets.step_seconds,
     )
-    done = roll_out(connection, read_endpoint(connection, namespace, name), plan)
+    with hold_endpoint(connection, namespace, name) as holding:
+        endpoint = read_endpoint(connection, namespace, name)
+        done = roll_out(connection, endpoint, replace(plan, still_ours=holding.check))
     if not (changed or done.changed):
         logger.info("endpoint %s already serves this release; nothing changed", name)
     return DeployedServer(

@@ -30,7 +30,9 @@ logger = logging.getLogger("streamway.server")
 ACTIVE_SINCE = "streamway/active-since"
 PREVIOUS = "streamway/previous-revision"
 KEEP_UNTIL = "streamway/keep-previous-until"
-SMOKE = "streamway/last-smoke-test"
+PROOF = "streamway/last-smoke-test"
+STRATEGY = "streamway/strategy"
+KEEP_SECONDS = "streamway/keep-seconds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,14 @@ def read_endpoint(connection: ClusterConnection, namespace: str, name: str) -> E
 
 
 def point_service(
-    connection: ClusterConnection, endpoint: Endpoint, revision: str, *, force: bool = False, keep_until: str = ""
+    connection: ClusterConnection,
+    endpoint: Endpoint,
+    revision: str,
+    *,
+    force: bool = False,
+    keep_until: str = "",
+    proof: str = "",
+    forget_previous: bool = False,
 ) -> bool:
     """Let the endpoint's Service select a revision; True where that changed anything.
 
@@ -154,13 +163,12 @@ def point_service(
     """
     annotations = endpoint.annotations
     if revision != endpoint.active:
-        annotations[ACTIVE_SINCE] = now_text()
-        annotations.pop(SMOKE, None)
-        annotations.pop(KEEP_UNTIL, None)
-        if endpoint.active:
-            annotations[PREVIOUS] = endpoint.active
-        if keep_until:
-            annotations[KEEP_UNTIL] = keep_until
+        annotations = {ACTIVE_SINCE: time_text(), PREVIOUS: endpoint.active, KEEP_UNTIL: keep_until}
+    if proof:
+        annotations[PROOF] = proof
+    if forget_previous:
+        annotations[PREVIOUS] = ""
+    annotations = {key: value for key, value in annotations.items() if value}
     manifest = service_manifest(endpoint.namespace, endpoint.name, revision=revision, annotations=annotations)
     applied = apply(connection, manifest, force=force)
     if applied.action != "unchanged":
@@ -168,10 +176,19 @@ def point_service(
     return applied.action != "unchanged"
 
 
-def open_candidate(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> str:
-    """Give a revision that does not serve yet a Service of its own; return its name."""
+def open_candidate(
+    connection: ClusterConnection, endpoint: Endpoint, revision: str, *, strategy: str, keep_seconds: float
+) -> str:
+    """Give a revision that does not serve yet a Service of its own; return its name.
+
+    The Service remembers how the revision is to take over, for whoever proves it later.
+    """
     name = revision_name(endpoint.name, revision)
-    apply(connection, service_manifest(endpoint.namespace, endpoint.name, revision=revision, name=name))
+    annotations = {STRATEGY: strategy, KEEP_SECONDS: f"{keep_seconds:g}"}
+    apply(
+        connection,
+        service_manifest(endpoint.namespace, endpoint.name, revision=revision, name=name, annotations=annotations),
+    )
     return name
 
 
@@ -218,9 +235,9 @@ def await_no_pods(connection: ClusterConnection, endpoint: Endpoint, revision: s
         time.sleep(0.5)
 
 
-def now_text() -> str:
-    """The time, as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def time_text(moment: datetime | None = None) -> str:
+    """A time, as Kubernetes writes it; now by default."""
+    return (moment or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _is_ours(item: Manifest) -> bool:

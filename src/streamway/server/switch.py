@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from streamway.cluster import REVISION, ClusterConnection, Manifest
-from streamway.errors import RolloutError, StreamwayError
+from streamway.cluster import ClusterConnection, Manifest
+from streamway.errors import ClusterError, RolloutError, StreamwayError
 from streamway.server.apply import apply, scale
 from streamway.server.endpoint import (
+    KEEP_UNTIL,
     Endpoint,
     Revision,
     close_candidate,
@@ -21,6 +22,7 @@ from streamway.server.endpoint import (
     point_service,
     remove_revision,
     stop_revision,
+    time_text,
 )
 from streamway.server.rollout import Patience, Phase, Rollout, await_rollout
 from streamway.storage.segments import Progress
@@ -56,7 +58,8 @@ class Plan:
     """What is to be done for one rollout.
 
     Args:
-        deployment: The new revision's manifest.
+        revision: The revision that is to serve.
+        deployment: Its manifest; None for one that exists already and only has to run again.
         strategy: `recreate`, `surge`, `blue_green`, or `auto`: surge where a node is found, else recreate.
         port: Port of the engine.
         patience: How long to wait for what.
@@ -65,10 +68,12 @@ class Plan:
         verify: Proves the new revision; it raises where the answer is wrong.
         hold: Leave the Service where it is after a successful rollout.
         force: Take fields over from other managers.
+        still_ours: Raises where another run has taken the endpoint over.
         on_progress: Told how many bytes of the weights have come.
     """
 
-    deployment: Manifest
+    revision: str
+    deployment: Manifest | None = None
     strategy: str
     port: int
     patience: Patience
@@ -77,11 +82,8 @@ class Plan:
     verify: Verify | None = None
     hold: bool = False
     force: bool = False
+    still_ours: Callable[[], None] = lambda: None
     on_progress: Progress | None = None
-
-    @property
-    def revision(self) -> str:
-        return str(self.deployment["metadata"]["labels"][REVISION])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,7 @@ def roll_out(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> S
         StreamwayError: what `verify` raised, after the old revision has been returned to.
     """
     _remove_strays(connection, endpoint, plan.revision)
+    settle_previous(connection, endpoint, wanted=plan.revision)
     old = endpoint.active_revision if endpoint.active != plan.revision else None
     if old is None or plan.strategy in {"surge", "blue_green"}:
         return _beside(connection, endpoint, plan, old)
@@ -123,17 +126,27 @@ def roll_out(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> S
     return _in_place(connection, endpoint, plan, old)
 
 
-def promote(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision | None) -> bool:
+def promote(
+    connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision | None, *, proof: str = ""
+) -> bool:
     """Move the Service to the new revision, then settle the old one by the strategy."""
+    plan.still_ours()
     keep_until = ""
     if old is not None and plan.strategy == "blue_green":
-        until = datetime.now(UTC) + timedelta(seconds=plan.keep_seconds)
-        keep_until = until.strftime("%Y-%m-%dT%H:%M:%SZ")
-    changed = point_service(connection, endpoint, plan.revision, force=plan.force, keep_until=keep_until)
+        keep_until = time_text(datetime.now(UTC) + timedelta(seconds=plan.keep_seconds))
+    changed = point_service(connection, endpoint, plan.revision, force=plan.force, keep_until=keep_until, proof=proof)
     close_candidate(connection, endpoint, plan.revision)
     if old is not None and plan.strategy != "blue_green" and old.replicas:
         scale(connection, endpoint.namespace, old.deployment_name, 0)
     return changed
+
+
+def settle_previous(connection: ClusterConnection, endpoint: Endpoint, *, wanted: str = "") -> None:
+    """Stop the revision that blue_green kept, once its time is over."""
+    until, previous = endpoint.annotations.get(KEEP_UNTIL, ""), endpoint.revisions.get(endpoint.previous)
+    if until and until < time_text() and previous is not None and previous.replicas and previous.name != wanted:
+        logger.info("revision %s was kept until %s; stopping it", previous.name, until)
+        scale(connection, endpoint.namespace, previous.deployment_name, 0)
 
 
 def bring_up(
@@ -168,9 +181,10 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
     except StreamwayError as error:
         if endpoint.active == plan.revision:
             raise
-        remove_revision(connection, endpoint, plan.revision)
+        withdraw(connection, endpoint, plan.revision)
         serving = f"Revision {old.name} serves on" if old is not None else "Nothing serves: it was the first revision"
-        raise _with_outcome(error, f"{serving}; revision {plan.revision} was removed.") from error
+        outcome = f"{serving}; revision {plan.revision} was removed."
+        raise _with_outcome(error, outcome) from error
     if not plan.hold:
         changed = promote(connection, endpoint, plan, old) or changed
     return Switched(rollout=rollout, service=service, changed=changed)
@@ -191,7 +205,7 @@ def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old
         _changed, rollout = _run_new(connection, endpoint, plan)
         service = _prove(connection, endpoint, plan)
     except (StreamwayError, KeyboardInterrupt) as error:
-        outcome = _return_to(connection, endpoint, plan, old)
+        outcome = return_to(connection, endpoint, plan.revision, old, plan.patience)
         if isinstance(error, KeyboardInterrupt):
             raise
         raise _with_outcome(error, outcome) from error
@@ -201,20 +215,46 @@ def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old
     return Switched(rollout=rollout, service=service, changed=True, gap=True)
 
 
-def _return_to(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision) -> str:
+def return_to(
+    connection: ClusterConnection, endpoint: Endpoint, revision: str, old: Revision, patience: Patience
+) -> str:
+    """Withdraw a revision, have the old one run again, and say how that went."""
     logger.warning("returning to revision %s", old.name)
-    remove_revision(connection, endpoint, plan.revision)
+    withdraw(connection, endpoint, revision)
+    # Whatever it was when we began, it has been stopped since.
     scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
-    stopped = replace(old, deployment={**old.deployment, "spec": {**old.deployment["spec"], "replicas": -1}})
     try:
-        bring_up(connection, endpoint, stopped, patience=plan.patience)
+        await_rollout(
+            connection,
+            namespace=endpoint.namespace,
+            endpoint=endpoint.name,
+            revision=old.name,
+            deployment=old.deployment_name,
+            patience=patience,
+        )
     except StreamwayError as error:
         return f"Revision {old.name} was asked to return and is not ready either: {error.problem}"
-    return f"Revision {old.name} serves again; revision {plan.revision} was removed."
+    return f"Revision {old.name} serves again; revision {revision} was removed."
+
+
+def withdraw(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> None:
+    """Take a revision that failed out of the way; one that served before is kept, without pods."""
+    if revision != endpoint.previous or revision not in endpoint.revisions:
+        remove_revision(connection, endpoint, revision)
+        return
+    close_candidate(connection, endpoint, revision)
+    stop_revision(connection, endpoint, endpoint.revisions[revision], timeout_seconds=_STOP_SECONDS)
 
 
 def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> tuple[bool, Rollout]:
     known = endpoint.revisions.get(plan.revision)
+    if plan.deployment is None:
+        if known is None:
+            raise ClusterError(
+                f"Endpoint {endpoint.name} has no revision {plan.revision}.",
+                next_step="Deploy the release again.",
+            )
+        return True, bring_up(connection, endpoint, known, patience=plan.patience, on_progress=plan.on_progress)
     wanted = int(plan.deployment["spec"].get("replicas", 1))
     if known is not None and known.replicas != wanted:
         scale(connection, endpoint.namespace, known.deployment_name, wanted)
@@ -236,7 +276,9 @@ def _prove(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> str
     """Have a revision proved where it does not serve yet; return the Service to ask from now on."""
     if endpoint.active == plan.revision or (plan.verify is None and not plan.hold):
         return endpoint.name
-    service = open_candidate(connection, endpoint, plan.revision)
+    service = open_candidate(
+        connection, endpoint, plan.revision, strategy=plan.strategy, keep_seconds=plan.keep_seconds
+    )
     if plan.verify is not None:
         plan.verify(Candidate(namespace=endpoint.namespace, service=service, port=plan.port, revision=plan.revision))
     return service if plan.hold else endpoint.name
