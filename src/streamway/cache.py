@@ -4,68 +4,36 @@ A cache moves no byte of ours and is never the reason why a model cannot be serv
 at what is there, asks for what is missing, and says what state each zone is in. A cache that is still being created
 (usually within an hour, sometimes many) is reported, not waited for unless asked, and never a failure.
 
-The API is Storage Control by gRPC; its REST transport has no caches. STORAGE_CONTROL_ENDPOINT (host:port) names
-another endpoint, such as a private service connect address.
+The API is Storage Control by gRPC; its REST transport has no caches.
 
 States and limits: https://cloud.google.com/storage/docs/anywhere-cache (now also called Rapid Cache).
 """
 
 import logging
-import os
 import re
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, NoReturn
 
-import google.auth.exceptions
-import stamina
 from google.api_core import exceptions as refusals
-from google.api_core.client_options import ClientOptions
 from google.cloud import storage_control_v2 as api
-from google.protobuf import field_mask_pb2
 
-from streamway.errors import BucketNotFoundError, CacheError, StorageAccessError
+from streamway.cache_control import CacheControl, CacheIntent, ZoneCache, make_client, zone_in_location
+from streamway.errors import BucketNotFoundError, CacheError
 from streamway.storage.segments import Progress
 
 LEAST_TTL_SECONDS = 3600
 MOST_TTL_SECONDS = 7 * 24 * 3600
 DEFAULT_TTL_SECONDS = 24 * 3600
-_CALL_SECONDS = 20.0
-_ATTEMPTS = 6
 _MOST_POLL_SECONDS = 15.0
-_MOST_INTENTS = 3
+_MOST_INTENTS = 20
+_MOST_FAILURES = 3
 _MOST_THREADS = 8
 _GIB = 1024**3
 _HOURS_A_MONTH = 730
-# Requests with one of these ids are ours, whoever runs the step.
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "streamway/anywhere-cache")
-# https://cloud.google.com/storage/docs/locations#predefined
-_DUAL_REGIONS: Mapping[str, tuple[str, ...]] = {
-    "ASIA1": ("asia-northeast1", "asia-northeast2"),
-    "EUR4": ("europe-north1", "europe-west4"),
-    "EUR5": ("europe-west1", "europe-west2"),
-    "EUR7": ("europe-west2", "europe-west3"),
-    "EUR8": ("europe-west3", "europe-west6"),
-    "NAM4": ("us-central1", "us-east1"),
-}
-# https://cloud.google.com/storage/docs/locations#location-mr; London and Zurich are not in the European Union.
-_MULTI_REGIONS: Mapping[str, str] = {
-    "US": r"us-.+",
-    "EU": r"europe-(?!west2$|west6$).+",
-    "ASIA": r"asia-.+",
-}
-_TRANSIENT = (
-    refusals.ServiceUnavailable,
-    refusals.DeadlineExceeded,
-    refusals.InternalServerError,
-    refusals.ResourceExhausted,
-    refusals.Unknown,
-)
-
+# Such as us-central1-a; zones for accelerators end in more than a letter, such as us-south1-ai1b.
+_ZONE = re.compile(r"[a-z]+-[a-z]+\d+-[a-z][a-z0-9]*")
 log = logging.getLogger("streamway.cache")
 
 
@@ -114,33 +82,6 @@ class CacheCost:
             f"{self.size_bytes / _GIB:.1f} GiB in {_count(self.zones, 'cache')}: about {self.usd_a_month:.2f} USD "
             f"a month while it is cached, and {self.ingest_usd:.2f} USD to fill ({self.price.source})"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZoneCache:
-    """The cache of one zone as it now stands.
-
-    Args:
-        zone: Its zone.
-        state: creating, running, paused, disabled, absent, or a word that this version does not know; always in
-            lower case.
-        name: Resource name.
-        ttl_seconds: How long an entry lives.
-        since: When the cache last changed, ISO 8601; empty where the API does not say.
-        ingest_on_write: Whether uploads fill it.
-        pending_update: Whether a change of it is under way.
-        action: What was done: created, resumed, updated, found, waits (a change is refused until one that is
-            under way is over), disabled, or none.
-    """
-
-    zone: str
-    state: str
-    name: str
-    ttl_seconds: int
-    since: str
-    ingest_on_write: bool
-    pending_update: bool
-    action: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +148,9 @@ def enable_cache(
     cost = None if size_bytes is None else estimate_cost(size_bytes, wanted, price)
     log.info("%s", cost or describe_price(price))
     deadline = time.monotonic() + timeout_seconds
-    control = _Control(bucket, client or make_client(), deadline)
+    control = CacheControl(bucket, client or make_client(), deadline)
     location = _check_zones(control, wanted)
-    intent = _Intent(ttl_seconds=ttl_seconds, ingest_on_write=ingest_on_write)
+    intent = CacheIntent(ttl_seconds=ttl_seconds, ingest_on_write=ingest_on_write)
     with ThreadPoolExecutor(min(len(wanted), _MOST_THREADS), thread_name_prefix="cache") as pool:
         found = tuple(pool.map(lambda zone: _Reconciler(control, zone, intent).run(), wanted))
         if wait == "running":
@@ -229,7 +170,7 @@ def list_caches(
     Raises:
         BucketNotFoundError, StorageAccessError, CacheError: as in `enable_cache`.
     """
-    control = _Control(bucket, client or make_client(), time.monotonic() + timeout_seconds)
+    control = CacheControl(bucket, client or make_client(), time.monotonic() + timeout_seconds)
     return tuple(sorted(control.list(), key=lambda cache: cache.zone))
 
 
@@ -251,7 +192,7 @@ def disable_cache(
     wanted = tuple(dict.fromkeys(zones))
     if not wanted:
         return CacheResult(bucket=bucket, location="", zones=(), cost=None, note="No zone was asked for.")
-    control = _Control(bucket, client or make_client(), time.monotonic() + timeout_seconds)
+    control = CacheControl(bucket, client or make_client(), time.monotonic() + timeout_seconds)
     location = control.layout().location
     with ThreadPoolExecutor(min(len(wanted), _MOST_THREADS), thread_name_prefix="cache") as pool:
         found = tuple(pool.map(lambda zone: _disable(control, zone), wanted))
@@ -281,177 +222,10 @@ def describe_price(price: CachePrice = LIST_PRICE) -> str:
     )
 
 
-def zone_in_location(zone: str, location: str, data_locations: Sequence[str] = ()) -> bool | None:
-    """Say whether a zone lies in a bucket's location; None for a location that this version does not know.
-
-    Args:
-        zone: Such as us-central1-a.
-        location: As Cloud Storage words it: a region, dual-region or multi-region.
-        data_locations: The two regions of a configurable dual-region.
-    """
-    region = zone.rpartition("-")[0]
-    if data_locations:
-        return region in [name.lower() for name in data_locations]
-    if location.upper() in _DUAL_REGIONS:
-        return region in _DUAL_REGIONS[location.upper()]
-    if location.upper() in _MULTI_REGIONS:
-        return re.fullmatch(_MULTI_REGIONS[location.upper()], region) is not None
-    if re.fullmatch(r"[a-z]+-[a-z]+\d+", location.lower()):
-        return region == location.lower()
-    return None
-
-
-def make_client() -> api.StorageControlClient:
-    """Make a client with the credentials and the endpoint that the environment names.
-
-    Raises:
-        StorageAccessError: there are no credentials.
-    """
-    endpoint = os.environ.get("STORAGE_CONTROL_ENDPOINT")
-    options = ClientOptions(api_endpoint=endpoint) if endpoint else None
-    try:
-        return api.StorageControlClient(client_options=options)
-    except google.auth.exceptions.GoogleAuthError as error:
-        raise StorageAccessError(
-            f"Anywhere Cache cannot be asked without Google credentials: {error}",
-            next_step="Run `gcloud auth application-default login`, or give the worker a service account.",
-        ) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Intent:
-    """What every zone is to have."""
-
-    ttl_seconds: int
-    ingest_on_write: bool
-
-    def request_id(self, bucket: str, zone: str, generation: int) -> str:
-        """Name a request so that asking twice is asking once.
-
-        An id whose cache was created and is gone again would only bring the old operation back; the next
-        generation is a new wish.
-        """
-        wish = f"{bucket}/{zone}/{self.ttl_seconds}/{self.ingest_on_write}/{generation}"
-        return str(uuid.uuid5(_NAMESPACE, wish))
-
-
-class _Control:
-    """The API for one bucket: each call with a deadline, bounded retries and worded refusals."""
-
-    def __init__(self, bucket: str, client: api.StorageControlClient, deadline: float) -> None:
-        self.bucket = bucket
-        self.deadline = deadline
-        self._client = client
-        self._parent = f"projects/_/buckets/{bucket}"
-
-    def layout(self) -> Any:
-        name = f"{self._parent}/storageLayout"
-        return self._ask("storage.objects.list", self._client.get_storage_layout, name=name)
-
-    def list(self) -> list[ZoneCache]:
-        permission = "storage.anywhereCaches.list"
-        pages = self._ask(permission, self._client.list_anywhere_caches, parent=self._parent)
-        return [_described(cache, "none") for cache in pages]
-
-    def find(self, zone: str) -> ZoneCache | None:
-        permission = "storage.anywhereCaches.get"
-        try:
-            cache = self._ask(permission, self._client.get_anywhere_cache, name=self.name(zone))
-        except BucketNotFoundError:
-            # NOT_FOUND is the same for a cache and for a bucket; the bucket was seen before.
-            return None
-        return _described(cache, "found")
-
-    def create(self, zone: str, intent: _Intent, generation: int) -> Any:
-        cache = api.AnywhereCache(
-            zone=zone, ttl={"seconds": intent.ttl_seconds}, ingest_on_write=intent.ingest_on_write
-        )
-        request = api.CreateAnywhereCacheRequest(
-            parent=self._parent,
-            anywhere_cache=cache,
-            request_id=intent.request_id(self.bucket, zone, generation),
-        )
-        permission = "storage.anywhereCaches.create"
-        created = self._ask(permission, self._client.create_anywhere_cache, request=request)
-        return created.operation
-
-    def update(self, zone: str, intent: _Intent) -> None:
-        cache = api.AnywhereCache(
-            name=self.name(zone),
-            ttl={"seconds": intent.ttl_seconds},
-            ingest_on_write=intent.ingest_on_write,
-        )
-        mask = field_mask_pb2.FieldMask(paths=["ttl", "ingest_on_write"])
-        permission = "storage.anywhereCaches.update"
-        self._ask(permission, self._client.update_anywhere_cache, anywhere_cache=cache, update_mask=mask)
-
-    def resume(self, zone: str) -> ZoneCache:
-        request = api.ResumeAnywhereCacheRequest(name=self.name(zone))
-        permission = "storage.anywhereCaches.resume"
-        return _described(self._ask(permission, self._client.resume_anywhere_cache, request=request), "resumed")
-
-    def disable(self, zone: str) -> ZoneCache:
-        request = api.DisableAnywhereCacheRequest(name=self.name(zone))
-        permission = "storage.anywhereCaches.disable"
-        return _described(self._ask(permission, self._client.disable_anywhere_cache, request=request), "disabled")
-
-    def operation(self, name: str) -> Any:
-        operations = self._client.transport.operations_client
-        return self._ask("storage.bucketOperations.get", operations.get_operation, name=name)
-
-    def name(self, zone: str) -> str:
-        return f"{self._parent}/anywhereCaches/{zone}"
-
-    def remaining(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def _ask(self, permission: str, call: Callable[..., Any], **arguments: Any) -> Any:
-        try:
-            for attempt in stamina.retry_context(
-                on=_TRANSIENT, attempts=_ATTEMPTS, timeout=max(0.0, self.remaining()), wait_initial=0.2, wait_max=5.0
-            ):
-                with attempt:
-                    seconds = max(0.05, min(_CALL_SECONDS, self.remaining()))
-                    return call(retry=None, timeout=seconds, **arguments)
-        except (refusals.GoogleAPICallError, google.auth.exceptions.GoogleAuthError) as error:
-            self._refuse(permission, error)
-        raise CacheError(f"The caches of gs://{self.bucket} were not asked for.")
-
-    def _refuse(self, permission: str, error: Exception) -> NoReturn:
-        said = getattr(error, "message", None) or str(error)
-        if isinstance(error, (refusals.AlreadyExists, refusals.FailedPrecondition)):
-            raise error
-        if isinstance(error, refusals.NotFound):
-            raise BucketNotFoundError(
-                f"gs://{self.bucket}: there is no such bucket, or this account may not see it ({said}).",
-                next_step="Create it, or correct its name in the configuration.",
-            ) from error
-        if isinstance(error, refusals.Forbidden):
-            raise StorageAccessError(
-                f"gs://{self.bucket}: this account lacks the permission {permission} ({said}).",
-                next_step="Grant it roles/storage.admin on the bucket, or a custom role with that permission.",
-            ) from error
-        if isinstance(error, (refusals.Unauthorized, google.auth.exceptions.GoogleAuthError)):
-            raise StorageAccessError(
-                f"gs://{self.bucket}: Google does not accept this worker's credentials ({said}).",
-                next_step="Run `gcloud auth application-default login`, or give the worker a service account.",
-            ) from error
-        if isinstance(error, _TRANSIENT):
-            raise CacheError(
-                f"The caches of gs://{self.bucket}: the API did not answer within its deadline, after "
-                f"{_ATTEMPTS} attempts at most ({said}).",
-                next_step="Run again; models are served without a cache too, only more slowly.",
-            ) from error
-        raise CacheError(
-            f"The caches of gs://{self.bucket}: the API refuses: {said}",
-            next_step="Correct what it names; models are served without a cache too.",
-        ) from error
-
-
 class _Reconciler:
     """Brings the cache of one zone to what is wanted, from whatever it is now."""
 
-    def __init__(self, control: _Control, zone: str, intent: _Intent) -> None:
+    def __init__(self, control: CacheControl, zone: str, intent: CacheIntent) -> None:
         self._control = control
         self._zone = zone
         self._intent = intent
@@ -461,6 +235,8 @@ class _Reconciler:
         return self._create() if found is None else self._bring_over(found)
 
     def _create(self) -> ZoneCache:
+        failures = 0
+        reason = "it does not appear, although the API says that it was created"
         for generation in range(_MOST_INTENTS):
             try:
                 operation = self._control.create(self._zone, self._intent, generation)
@@ -471,17 +247,21 @@ class _Reconciler:
                 continue
             except refusals.FailedPrecondition as error:
                 raise self._refused("created", error) from error
-            if operation.done and operation.HasField("error"):
-                raise self._failed(operation.error.message)
+            if operation.HasField("error"):
+                # It may be the error of an earlier run's operation, so a new one is worth a try.
+                reason = operation.error.message
+                failures += 1
+                if failures < _MOST_FAILURES:
+                    continue
+                break
             found = self._control.find(self._zone)
             if found is not None:
                 return replace(found, action="created")
             if not operation.done:
                 return self._announced()
         raise CacheError(
-            f"The cache of gs://{self._control.bucket} in {self._zone} does not appear, although the API says "
-            "that it was created.",
-            next_step="Look at the bucket's caches in the console, then run again.",
+            f"The cache of gs://{self._control.bucket} in {self._zone} could not be created: {reason}",
+            next_step="Choose another zone, or ask for quota; models are served without a cache too.",
         )
 
     def _bring_over(self, found: ZoneCache) -> ZoneCache:
@@ -530,18 +310,12 @@ class _Reconciler:
             next_step="Wait until the state that it names is over, then run again.",
         )
 
-    def _failed(self, message: str) -> CacheError:
-        return CacheError(
-            f"The cache of gs://{self._control.bucket} in {self._zone} could not be created: {message}",
-            next_step="Choose another zone, or ask for quota; models are served without a cache too.",
-        )
-
 
 def _wait_until_running(
-    control: _Control,
+    control: CacheControl,
     pool: ThreadPoolExecutor,
     found: tuple[ZoneCache, ...],
-    intent: _Intent,
+    intent: CacheIntent,
     on_progress: Progress | None,
 ) -> tuple[ZoneCache, ...]:
     """Look until every cache runs as wanted; at the deadline return what is there."""
@@ -558,7 +332,7 @@ def _wait_until_running(
         found = tuple(pool.map(lambda cache: _look_again(control, cache, intent), found))
 
 
-def _look_again(control: _Control, cache: ZoneCache, intent: _Intent) -> ZoneCache:
+def _look_again(control: CacheControl, cache: ZoneCache, intent: CacheIntent) -> ZoneCache:
     if _settled(cache, intent):
         return cache
     try:
@@ -570,12 +344,12 @@ def _look_again(control: _Control, cache: ZoneCache, intent: _Intent) -> ZoneCac
     return replace(now, action=cache.action if now.action in ("found", "waits") else now.action)
 
 
-def _settled(cache: ZoneCache, intent: _Intent) -> bool:
+def _settled(cache: ZoneCache, intent: CacheIntent) -> bool:
     as_wanted = (cache.ttl_seconds, cache.ingest_on_write) == (intent.ttl_seconds, intent.ingest_on_write)
     return cache.state == "running" and as_wanted and not cache.pending_update
 
 
-def _disable(control: _Control, zone: str) -> ZoneCache:
+def _disable(control: CacheControl, zone: str) -> ZoneCache:
     found = control.find(zone)
     if found is None:
         return ZoneCache(
@@ -616,33 +390,28 @@ def _check(ttl_seconds: int, wait: str, timeout_seconds: float) -> None:
         )
 
 
-def _check_zones(control: _Control, zones: Sequence[str]) -> str:
+def _check_zones(control: CacheControl, zones: Sequence[str]) -> str:
     """Return the bucket's location, in which every zone must be."""
+    malformed = [zone for zone in zones if not _ZONE.fullmatch(zone)]
+    if malformed:
+        raise CacheError(
+            f"{malformed[0]!r} is not the name of a zone; expected one such as us-central1-a.",
+            next_step="Correct it in the configuration; `gcloud compute zones list` names all of them.",
+        )
     layout = control.layout()
     regions = tuple(layout.custom_placement_config.data_locations)
+    where = " and ".join(regions) or layout.location
     for zone in zones:
-        if zone_in_location(zone, layout.location, regions) is False:
-            where = " and ".join(regions) or layout.location
+        inside = zone_in_location(zone, layout.location, regions)
+        if inside is None:
+            log.info("Location %s is not known here; the API will judge the zone %s.", where, zone)
+        elif not inside:
             raise CacheError(
                 f"Zone {zone} is not in the location of gs://{control.bucket}, which is {where} "
                 f"({layout.location_type}); reads from it can never be cached.",
                 next_step=f"Name zones of {where}, or keep the model in a bucket near {zone}.",
             )
     return str(layout.location)
-
-
-def _described(cache: Any, action: str) -> ZoneCache:
-    changed: datetime | None = cache.update_time or cache.create_time
-    return ZoneCache(
-        zone=cache.zone or cache.name.rpartition("/")[2],
-        state=cache.state.lower(),
-        name=cache.name,
-        ttl_seconds=int(cache.ttl.total_seconds()) if cache.ttl else 0,
-        since=changed.isoformat() if changed else "",
-        ingest_on_write=bool(cache.ingest_on_write),
-        pending_update=bool(cache.pending_update),
-        action=action,
-    )
 
 
 def _summary(bucket: str, zones: Sequence[ZoneCache], cost: CacheCost | None) -> str:

@@ -109,7 +109,7 @@ class StoredObject:
 
     @property
     def etag(self) -> str:
-        return str(self.attributes["Etag"])
+        return str(self.attributes["Etag"]).strip('"')
 
 
 @dataclass(kw_only=True)
@@ -455,7 +455,8 @@ def _copy_range(source: int, target: int, offset: int, count: int) -> None:
 
 def _with_etag(attributes: dict[str, Any]) -> dict[str, Any]:
     version = f"{attributes['Generation']}/{attributes['Metageneration']}"
-    return attributes | {"Etag": base64.b64encode(version.encode()).decode()}
+    # With its quotes, because the binary's XML listings show it as it is.
+    return attributes | {"Etag": f'"{base64.b64encode(version.encode()).decode()}"'}
 
 
 def _precondition_failed() -> StoreError:

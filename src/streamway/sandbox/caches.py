@@ -186,16 +186,8 @@ class Service:
         if operation.cancelled:
             described.error.CopyFrom(status_pb2.Status(code=code_pb2.CANCELLED, message="Cancelled."))
         elif over:
-            self._finish(described, operation)
+            described.response.CopyFrom(_packed(describe_cache(self._registry.outcome(operation))))
         return described
-
-    def _finish(self, described: Any, operation: Operation) -> None:
-        cache = self._registry.find(operation.bucket, operation.zone)
-        if cache is None:
-            gone = status_pb2.Status(code=code_pb2.NOT_FOUND, message="The cache is gone.")
-            described.error.CopyFrom(gone)
-        else:
-            described.response.CopyFrom(_packed(describe_cache(cache)))
 
 
 def describe_cache(cache: Cache) -> Any:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from streamway.sandbox.processes import read_json, write_json
 
@@ -129,6 +130,7 @@ class Operation:
         created: Seconds since the epoch.
         done: When it is over.
         cancelled: Whether it was cancelled before that.
+        made: The cache as it was when the operation began; what the operation says of it once it is gone.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Operation:
     created: float
     done: float
     cancelled: bool = False
+    made: dict[str, Any]
 
 
 class Registry:
@@ -261,6 +264,12 @@ class Registry:
             raise RefusedError("NOT_FOUND", f"The operation {name} was not found.")
         return self._operations[name]
 
+    def outcome(self, operation: Operation) -> Cache:
+        """Return the cache that an operation made or changed, as it is now or, once it is gone, as it was."""
+        made = Cache(**operation.made)
+        made.state = "running"
+        return self.find(operation.bucket, operation.zone) or made
+
     def operations(self, bucket: str) -> list[Operation]:
         """Return a bucket's operations, oldest first."""
         return [operation for operation in self._operations.values() if operation.bucket == bucket]
@@ -313,6 +322,7 @@ class Registry:
             request_id=request_id,
             created=self.clock(),
             done=done,
+            made=asdict(self._caches[bucket, zone]),
         )
         self._operations[operation.name] = operation
         self._write()
@@ -325,7 +335,7 @@ class Registry:
 
 
 def _check_zone(place: BucketPlace, zone: str) -> None:
-    if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
+    if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z][a-z0-9]*", zone):
         raise RefusedError("INVALID_ARGUMENT", f"Invalid zone: {zone!r}.")
     if not place.holds(zone):
         raise RefusedError(

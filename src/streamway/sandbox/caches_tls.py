@@ -1,7 +1,8 @@
 """A certificate authority of the sandbox's own, because Google's gRPC clients speak TLS and nothing else.
 
 gRPC trusts what GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names, instead of its own roots: the bundle made here holds the
-usual public roots too, so that a client with it still reaches everything else.
+usual public roots too, so that a client with it still reaches everything else. A process reads that file once, so
+the authority is kept: a client that outlives the server trusts the next one too.
 """
 
 import datetime
@@ -15,7 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-_VALID = datetime.timedelta(days=365)
+_AUTHORITY_FILE = "authority.pem"
+_VALID = datetime.timedelta(days=3650)
 _CLOCK_SKEW = datetime.timedelta(hours=1)
 
 
@@ -35,24 +37,39 @@ class Identity:
 
 
 def make_identity(folder: Path) -> Identity:
-    """Make an authority and a server certificate; both last as long as the server runs.
+    """Make a server certificate, and an authority where there is none yet.
 
     Args:
-        folder: Where the bundle for clients goes.
+        folder: Where the authority and the bundle for clients are kept.
     """
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _certificate("Streamway sandbox authority", authority_key, authority_key, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    authority_key, authority = _authority(folder / _AUTHORITY_FILE)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _certificate("localhost", key, authority_key, authority)
     bundle_path = folder / "roots.pem"
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = bundle_path.with_suffix(".new")
     temporary.write_bytes(Path(certifi.where()).read_bytes() + b"\n" + _pem(authority))
     temporary.replace(bundle_path)
-    key_pem = key.private_bytes(
+    return Identity(key_pem=_key_pem(key), certificate_pem=_pem(certificate), bundle_path=bundle_path)
+
+
+def _authority(path: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    if path.exists():
+        pem = path.read_bytes()
+        kept = serialization.load_pem_private_key(pem, password=None)
+        if isinstance(kept, ec.EllipticCurvePrivateKey):
+            return kept, x509.load_pem_x509_certificate(pem)
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _certificate("Streamway sandbox authority", key, key, None)
+    path.touch(mode=0o600)
+    path.write_bytes(_key_pem(key) + _pem(certificate))
+    return key, certificate
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return Identity(key_pem=key_pem, certificate_pem=_pem(certificate), bundle_path=bundle_path)
 
 
 def _certificate(
