@@ -22,7 +22,8 @@ sees: the subject and its value, what is wrong, what was expected beside what wa
     ├── StorageError                  40   a bucket or folder refuses
     │   ├── BucketNotFoundError       41
     │   ├── StorageAccessError        42
-    │   └── ReleaseError              43   a published release disagrees with its manifest
+    │   ├── ReleaseError              43   a published release disagrees with its manifest
+    │   └── GateError                 44   a release has not passed what it must have passed
     ├── CacheError                    50   Anywhere Cache refuses
     ├── ClusterError                  60   the cluster refuses
     │   ├── ClusterUnreachableError   61
@@ -33,6 +34,8 @@ sees: the subject and its value, what is wrong, what was expected beside what wa
     ├── SmokeTestError                70   the endpoint could not be asked
     │   └── WrongAnswerError          71   the endpoint answered, and wrongly
     ├── LaunchError                   80   a pipeline could not be compiled, submitted or scheduled
+    │   ├── ServiceUnreachableError   81   the service that runs pipelines did not answer
+    │   └── AlreadyThereError         82   a run or schedule of that name exists
     └── SandboxError                  90   a part of the sandbox cannot start
 """
 
@@ -131,6 +134,10 @@ class ReleaseError(StorageError):
     exit_code = 43
 
 
+class GateError(StorageError):
+    exit_code = 44
+
+
 class CacheError(StreamwayError):
     exit_code = 50
 
@@ -217,6 +224,14 @@ class WrongAnswerError(SmokeTestError):
 
 class LaunchError(StreamwayError):
     exit_code = 80
+
+
+class ServiceUnreachableError(LaunchError):
+    exit_code = 81
+
+
+class AlreadyThereError(LaunchError):
+    exit_code = 82
 
 
 class SandboxError(StreamwayError):
