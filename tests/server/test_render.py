@@ -259,3 +259,29 @@ def test_rendering_needs_neither_cluster_nor_cloud() -> None:
         [sys.executable, "-c", f"import json; {code}"], capture_output=True, check=True, text=True
     ).stdout
     assert not {name for name in json.loads(found) if name.startswith(("kfp", "pydantic", "google.cloud.storage"))}
+
+
+def test_sglang_serves_the_same_release(spec: Spec) -> None:
+    found = container(spec(image="lmsysorg/sglang:v0.5.6", gpu_count=2))
+
+    assert found["command"] == ["python3", "-m", "sglang.launch_server", f"--model-path={spec().release_uri}"]
+    assert {"--load-format=runai_streamer", "--tp-size=2", "--port=8000"} <= set(found["args"])
+
+
+def test_a_misspelt_option_is_found_before_a_node_is(spec: Spec) -> None:
+    with pytest.raises(SettingsError) as caught:
+        spec(engine_arguments=["--max-modell-len=2048"])
+
+    assert "Perhaps you meant --max-model-len?" in caught.value.problem
+
+
+def test_options_of_other_versions_are_theirs_to_judge(spec: Spec) -> None:
+    spec(image="vllm/vllm-openai:v0.40.0", engine_arguments=["--an-option-of-tomorrow"])
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--enforce-eager", "--no-enable-prefix-caching", "--compilation-config.mode=3", "-O3", "--max_model_len=9"],
+)
+def test_options_in_all_their_forms_are_known(spec: Spec, option: str) -> None:
+    assert option in container(spec(engine_arguments=[option]))["args"]

@@ -1,4 +1,7 @@
-"""What vLLM must be told, and what must not be said to it, by version.
+"""What an engine must be told, and what must not be said to it, by version.
+
+vLLM is the engine that is tried end to end; SGLang takes the same release by the same streamer, behind the same
+contract.
 
 Facts about versions were read in vLLM's own argument parser and release notes; each refusal gives its reason, because
 an engine that crashes on an unknown flag says so only at the end of a long log.
@@ -8,8 +11,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from streamway.errors import SettingsError
+from streamway.server import vllm_flags
 
 PORT = 8000
 _FLOOR = (0, 14, 1)
@@ -26,6 +31,8 @@ _OURS = {
     "--model-loader-extra-config": "the streamer's settings follow from the pod's resources",
     "--tensor-parallel-size": "use gpu_count",
     "-tp": "use gpu_count",
+    "--tp-size": "use gpu_count",
+    "--model-path": "the release is the model",
     "--api-key": "arguments are readable by everyone who may read pods; put VLLM_API_KEY into a Secret",
 }
 _GONE = {
@@ -46,10 +53,12 @@ class Image:
 
     Args:
         reference: As Kubernetes takes it.
+        engine: `vllm` or `sglang`.
         version: Version in the tag, as numbers; None where the tag does not say.
     """
 
     reference: str
+    engine: str
     version: tuple[int, int, int] | None
 
     @property
@@ -73,23 +82,26 @@ def read_image(reference: str) -> Image:
         )
     match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", tag)
     version = (int(match[1]), int(match[2]), int(match[3])) if match else None
-    if version is not None and version < _FLOOR:
+    engine = "sglang" if "sglang" in reference.partition("@")[0].rpartition(":")[0] else "vllm"
+    if engine == "vllm" and version is not None and version < _FLOOR:
         raise SettingsError(
             f"image is {reference!r}; vLLM before {'.'.join(map(str, _FLOOR))} runs a model's own code even where "
             "that is forbidden (CVE-2026-22807) and can be made to by a request (CVE-2026-22778)"
             + ("; before 0.11.1 it cannot stream from gs:// either." if version < (0, 11, 1) else "."),
             next_step="Use vllm/vllm-openai:v0.14.1 or newer.",
         )
-    return Image(reference=reference, version=version)
+    return Image(reference=reference, engine=engine, version=version)
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse arguments that are ours to give, gone from vLLM, or meant for several nodes.
+def check_arguments(arguments: Sequence[str], image: Image) -> None:
+    """Refuse arguments that are ours to give, gone from vLLM, unknown to it, or meant for several nodes.
 
     Raises:
         SettingsError: names the argument and the reason.
     """
     for argument in arguments:
+        if not isinstance(argument, str):
+            raise SettingsError(f"engine_arguments has {argument!r}, expected a text.", next_step="Put it in quotes.")
         flag = argument.partition("=")[0].replace("_", "-") if argument.startswith("-") else ""
         for table, what in ((_GONE, "is refused"), (_OURS, "is not yours to set")):
             if flag in table:
@@ -103,10 +115,35 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 "one server is one pod on one node here.",
                 next_step="Remove it, and choose an accelerator whose node holds the model.",
             )
+        if flag.startswith("--") and image.engine == "vllm" and image.version == vllm_flags.VERSION:
+            _check_known(argument, flag)
 
 
-def serve_arguments(*, served_model_name: str, gpu_count: int, engine_arguments: Sequence[str]) -> list[str]:
-    """Arguments of `vllm serve URI`, the caller's last.
+def _check_known(argument: str, flag: str) -> None:
+    # Settings inside a JSON option may be given as --option.name.
+    plain = flag.partition(".")[0]
+    if plain in vllm_flags.FLAGS or plain.replace("--no-", "--", 1) in vllm_flags.FLAGS:
+        return
+    near = get_close_matches(plain, vllm_flags.FLAGS, n=1)
+    version = ".".join(map(str, vllm_flags.VERSION))
+    raise SettingsError(
+        f"engine_arguments has {argument!r}, which vLLM {version} does not know."
+        + (f" Perhaps you meant {near[0]}?" if near else ""),
+        next_step=f"Correct it; `vllm serve --help=all` of {version} lists every option.",
+    )
+
+
+def serve_command(image: Image, release_uri: str) -> list[str]:
+    """The command that serves a release."""
+    if image.engine == "sglang":
+        return ["python3", "-m", "sglang.launch_server", f"--model-path={release_uri}"]
+    return ["vllm", "serve", release_uri]
+
+
+def serve_arguments(
+    image: Image, *, served_model_name: str, gpu_count: int, engine_arguments: Sequence[str]
+) -> list[str]:
+    """Arguments of the command, the caller's last.
 
     The streamer's distributed mode is left out on one GPU, where it does nothing for speed and has returned empty
     output (vllm#41749, vllm#43163).
@@ -118,6 +155,7 @@ def serve_arguments(*, served_model_name: str, gpu_count: int, engine_arguments:
         "--load-format=runai_streamer",
     ]
     if gpu_count > 1:
-        arguments.append(f"--tensor-parallel-size={gpu_count}")
+        parallel = "--tp-size" if image.engine == "sglang" else "--tensor-parallel-size"
+        arguments.append(f"{parallel}={gpu_count}")
         arguments.append(f"--model-loader-extra-config={json.dumps({'distributed': True})}")
     return [*arguments, *engine_arguments]

@@ -14,7 +14,7 @@ import yaml
 
 from streamway.cluster import RELEASE, RELEASE_URI, REVISION, Manifest
 from streamway.server.budgets import PROBE_PERIOD_SECONDS
-from streamway.server.engine import ENGINE_USER_ID, PORT, serve_arguments
+from streamway.server.engine import ENGINE_USER_ID, PORT, serve_arguments, serve_command
 from streamway.server.spec import Derived, ServerSpec, derive
 
 FIELD_MANAGER = "streamway"
@@ -220,8 +220,9 @@ def _container(spec: ServerSpec, derived: Derived) -> Manifest:
         "name": CONTAINER,
         "image": spec.image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["vllm", "serve", spec.release_uri],
+        "command": serve_command(derived.image, spec.release_uri),
         "args": serve_arguments(
+            derived.image,
             served_model_name=derived.served_model_name,
             gpu_count=derived.gpu_count,
             engine_arguments=spec.engine_arguments,

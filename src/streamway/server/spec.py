@@ -87,8 +87,7 @@ class ServerSpec:
         _check_names(self)
         _check_release(self)
         _check_environment(self.environment)
-        check_arguments(self.engine_arguments)
-        read_image(self.image)
+        check_arguments(self.engine_arguments, read_image(self.image))
         _check_gpu_count(self.gpu_count, find_accelerator(self.accelerator))
 
 
