@@ -23,9 +23,13 @@ def deploy_server(
     zone: str = "",
     engine_arguments: list = [],  # noqa: B006
     environment: dict = {},  # noqa: B006
+    strategy: str = "auto",
     timeout_seconds: float = 0.0,
 ) -> NamedTuple("Outputs", [("service", str), ("port", int), ("served_model_name", str), ("revision", str)]):
     """Apply the server and watch it until it answers its health check, or say why it never will.
+
+    The new revision is held: traffic moves to it only after the smoke test has passed, and what served before serves
+    on until then. With a single GPU there is nothing to serve on with; then the old revision is ready to return.
 
     Args:
         model_id: Hugging Face model id.
@@ -43,10 +47,11 @@ def deploy_server(
         zone: Zone to keep the server in, such as the cached one; empty for any.
         engine_arguments: More arguments for `vllm serve`.
         environment: More environment variables for the engine.
+        strategy: "surge" or "blue_green" where a spare GPU exists, "recreate" where none does, "auto" to find out.
         timeout_seconds: Longest wait for the rollout; 0 derives it from the size of the model.
 
     Returns:
-        service: Name of the Service.
+        service: Name of the Service to test: the new revision's own, while it is held.
         port: Its port.
         served_model_name: The model's name in the API.
         revision: Revision of the Deployment.
@@ -68,7 +73,10 @@ def deploy_server(
             zone=zone,
             engine_arguments=engine_arguments,
             environment=environment,
+            strategy=strategy,
+            hold=True,
             timeout_seconds=timeout_seconds,
+            on_progress=step.progress,
         )
         step.keep(deployed)
     return (deployed.service, deployed.port, deployed.served_model_name, deployed.revision)

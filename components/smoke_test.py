@@ -11,6 +11,8 @@ from streamway.components.image import IMAGE
 def smoke_test(
     commit_sha: str,
     run_uri: str,
+    name: str,
+    revision: str,
     service: str,
     port: int,
     served_model_name: str,
@@ -21,12 +23,16 @@ def smoke_test(
     questions: list = [],  # noqa: B006
     timeout_seconds: float = 300.0,
 ) -> NamedTuple("Outputs", [("passed", bool)]):
-    """Ask the endpoint questions with known answers through the API server; a wrong answer fails the run.
+    """Ask the new revision questions with known answers, and only then let the endpoint serve it.
+
+    A wrong answer fails the run, and the revision that served before serves on, or again.
 
     Args:
         commit_sha: The commit that must be deployed.
         run_uri: Where this run keeps its journal.
-        service: Name of the Service.
+        name: Name of the endpoint.
+        revision: The revision that is held.
+        service: Name of the Service to ask.
         port: Its port.
         served_model_name: The name that the API must report.
         cluster: As in deploy_server.
@@ -42,25 +48,27 @@ def smoke_test(
     """
     from pathlib import Path
 
-    from streamway import report, smoke
+    from streamway import gate, report, smoke
 
     with report.step("smoke_test", run_uri) as step:
         try:
-            verdict = smoke.smoke_test(
-                commit_sha=commit_sha,
+            verdict = gate.smoke_test(
+                name=name,
+                namespace=namespace,
+                revision=revision,
                 service=service,
                 port=port,
                 served_model_name=served_model_name,
+                commit_sha=commit_sha,
                 cluster=cluster,
-                namespace=namespace,
-                questions=smoke.parse_questions(questions),
+                questions=questions,
                 timeout_seconds=timeout_seconds,
             )
         except smoke.WrongAnswerError as error:
             Path(answers.path).write_text(smoke.render_html(error.report))
             raise
         step.keep(verdict)
-    for name, value in verdict.metrics.items():
-        metrics.log_metric(name, value)
+    for metric, value in verdict.metrics.items():
+        metrics.log_metric(metric, value)
     Path(answers.path).write_text(smoke.render_html(verdict))
     return (verdict.passed,)

@@ -38,6 +38,7 @@ def serve_model(
     zone: str = "",
     engine_arguments: list = [],  # noqa: B006
     environment: dict = {},  # noqa: B006
+    strategy: str = "auto",
     questions: list = [],  # noqa: B006
 ):
     """Take a Hugging Face model id to a verified OpenAI endpoint on GKE.
@@ -47,7 +48,7 @@ def serve_model(
     3. Upload: publish the release, its manifest last.
     4. Enable the Anywhere Cache of each zone.
     5. Deploy vLLM, which streams the weights from the bucket.
-    6. Smoke-test the endpoint; a wrong answer fails the run.
+    6. Smoke-test the new revision; traffic moves to it only if it answers correctly.
 
     Whatever happens, the exit handler writes the run's report.
 
@@ -69,6 +70,7 @@ def serve_model(
         zone: Zone to keep the server in; empty for any.
         engine_arguments: More arguments for `vllm serve`.
         environment: More environment variables for the engine.
+        strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
         questions: Questions with expected answers, each with `prompt` and `expect`.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
@@ -122,6 +124,7 @@ def serve_model(
                 zone=zone,
                 engine_arguments=engine_arguments,
                 environment=environment,
+                strategy=strategy,
             )
             .after(cached)
             .set_display_name("5 Deploy")
@@ -130,6 +133,8 @@ def serve_model(
         smoke_test(
             commit_sha=pulled.outputs["commit_sha"],
             run_uri=run_uri,
+            name=name,
+            revision=deployed.outputs["revision"],
             service=deployed.outputs["service"],
             port=deployed.outputs["port"],
             served_model_name=deployed.outputs["served_model_name"],

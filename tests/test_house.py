@@ -68,7 +68,7 @@ def test_component_files_import_only_what_a_contract_needs(path: Path) -> None:
 
 def step_call(function: ast.FunctionDef) -> tuple[str, ast.Call]:
     """The one call of a body whose keywords are the component's own parameters."""
-    rooms = {"hub", "room", "storage", "cache", "server", "smoke"}
+    rooms = {"hub", "room", "storage", "cache", "server", "gate"}
     calls = [
         node
         for node in ast.walk(function)

@@ -162,6 +162,23 @@ def enable_cache(
     return CacheResult(bucket=bucket, location=location, zones=found, cost=cost, note=note)
 
 
+def check_zones(
+    *,
+    bucket: str,
+    zones: Sequence[str],
+    timeout_seconds: float = 60.0,
+    client: api.StorageControlClient | None = None,
+) -> str:
+    """Check that a bucket can be cached in each zone, and change nothing; returns the bucket's location.
+
+    Raises:
+        BucketNotFoundError: there is no such bucket.
+        StorageAccessError: a permission is missing, which is named, or there are no credentials.
+        CacheError: a zone is not in the bucket's location, or the API does not answer in time.
+    """
+    return _check_zones(CacheControl(bucket, client or make_client(), time.monotonic() + timeout_seconds), zones)
+
+
 def list_caches(
     bucket: str, *, timeout_seconds: float = 60.0, client: api.StorageControlClient | None = None
 ) -> tuple[ZoneCache, ...]:

@@ -55,7 +55,14 @@ class StreamwayError(Exception):
     def __init__(self, problem: str, *, next_step: str = "") -> None:
         self.problem = problem
         self.next_step = next_step
-        super().__init__(f"{problem}\nNext: {next_step}" if next_step else problem)
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        return f"{self.problem}\nNext: {self.next_step}" if self.next_step else self.problem
+
+    def add_outcome(self, outcome: str) -> None:
+        """Say what was done about it, such as which revision was returned to."""
+        self.problem = f"{self.problem} {outcome}"
 
 
 class SettingsError(StreamwayError):

@@ -53,6 +53,9 @@ class ServerSettings(_Section):
     zone: str = Field("", description="Zone to keep the server in; empty for any.")
     engine_arguments: tuple[str, ...] = Field((), description="More arguments for `vllm serve`.")
     environment: dict[str, str] = Field(default_factory=dict, description="More environment for the engine.")
+    strategy: Literal["auto", "surge", "blue_green", "recreate"] = Field(
+        "auto", description="How a new revision takes over."
+    )
 
 
 class QuestionSettings(_Section):
@@ -144,6 +147,7 @@ class Settings(_Section):
             "zone": self.server.zone,
             "engine_arguments": list(self.server.engine_arguments),
             "environment": dict(self.server.environment),
+            "strategy": self.server.strategy,
             "questions": [question.model_dump() for question in self.smoke.questions],
         }
 

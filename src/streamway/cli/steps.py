@@ -19,7 +19,7 @@ from streamway.cli.options import (
     set_option,
     state_option,
 )
-from streamway.errors import PolicyError, ReleaseError
+from streamway.errors import PolicyError, ReleaseError, SmokeTestError
 from streamway.report.page import format_bytes
 from streamway.settings import Settings
 
@@ -167,16 +167,20 @@ def smoke(config: Path, overrides: tuple[str, ...], state_path: Path, as_json: b
     """Ask the endpoint of CONFIG its questions; exits with 71 when an answer is wrong."""
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()), output.narrated():
-        found = server.find_server(
-            name=settings.server.name, namespace=settings.server.namespace, cluster=settings.server.cluster
-        )
+        chosen = settings.server
+        found = server.read_status(name=chosen.name, namespace=chosen.namespace, cluster=chosen.cluster)
+        active = next((revision for revision in found.revisions if revision.role == "active"), None)
+        if active is None:
+            raise SmokeTestError(
+                f"Endpoint {chosen.namespace}/{chosen.name} serves nothing.", next_step="Run the pipeline first."
+            )
         verdict = smoke_room.smoke_test(
-            cluster=settings.server.cluster,
-            namespace=found.namespace,
-            service=found.service,
-            port=found.port,
-            served_model_name=found.served_model_name,
-            commit_sha=found.commit_sha,
+            cluster=chosen.cluster,
+            namespace=chosen.namespace,
+            service=chosen.name,
+            port=server.PORT,
+            served_model_name=active.model_id,
+            commit_sha=active.commit_sha,
             questions=smoke_room.parse_questions([question.model_dump() for question in settings.smoke.questions]),
         )
     output.give(verdict, as_json=as_json, lines=smoke_lines(verdict))

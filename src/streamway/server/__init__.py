@@ -1,6 +1,7 @@
 """vLLM on Kubernetes: render what a release needs, apply it, watch it, say why it fails, and go back."""
 
 from streamway.server.deploy import DeployedServer, deploy_server
+from streamway.server.engine import PORT
 from streamway.server.manifests import render, to_yaml
 from streamway.server.operate import (
     EndpointStatus,
@@ -17,6 +18,7 @@ from streamway.server.streamer_log import StreamerFigures, read_log
 from streamway.server.switch import Candidate
 
 __all__ = [
+    "PORT",
     "Candidate",
     "DeployedServer",
     "EndpointStatus",

@@ -4,7 +4,7 @@ from streamway.errors import SmokeTestError, WrongAnswerError
 from streamway.smoke.gate import smoke_test
 from streamway.smoke.page import render_html
 from streamway.smoke.questions import Question, parse_questions
-from streamway.smoke.report import Answer, Check, SmokeReport
+from streamway.smoke.report import Answer, Check, SmokeReport, summarise
 from streamway.smoke.soundness import find_garbage
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "parse_questions",
     "render_html",
     "smoke_test",
+    "summarise",
 ]

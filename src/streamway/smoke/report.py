@@ -87,3 +87,10 @@ class SmokeReport:
     @property
     def streamed_answer(self) -> str:
         return next((answer.text for answer in self.answers if answer.streamed), "")
+
+
+def summarise(report: SmokeReport) -> str:
+    """Say in a few words how a test went, for an annotation or a line."""
+    first = report.metrics.get("first_token_seconds")
+    speed = f", first token after {first:.2f} s" if first is not None else ""
+    return f"{report.verdict}: {len(report.checks)} checks, {len(report.answers)} answers{speed}"

@@ -1,6 +1,7 @@
 """Bytes at a URI, a local path or gs://: read, written, moved, checked, and published as releases."""
 
 from streamway.storage.addresses import bucket_of, check_relative, is_gs, join
+from streamway.storage.buckets import Bucket, describe_bucket
 from streamway.storage.cloud import PreconditionFailedError
 from streamway.storage.files import (
     StoredFile,
@@ -26,6 +27,7 @@ from streamway.storage.release import (
 from streamway.storage.transfer import write_files
 
 __all__ = [
+    "Bucket",
     "Manifest",
     "ManifestFile",
     "ModelLayout",
@@ -38,6 +40,7 @@ __all__ = [
     "check_relative",
     "copy_file",
     "delete_files",
+    "describe_bucket",
     "exists",
     "find_published_files",
     "find_release",

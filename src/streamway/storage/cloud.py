@@ -38,6 +38,7 @@ from streamway.storage.http import (
     Patience,
     Persistence,
     RetryableError,
+    raise_if_retried,
     read_range,
 )
 
@@ -104,6 +105,14 @@ class CloudStorage:
         self.client = HttpClient(patience)
         self._bearer = None if anonymous else _Bearer()
 
+    # Buckets
+
+    def ask_bucket(self, bucket: str, question: str = "") -> dict[str, Any]:
+        """Return what the JSON API says of a bucket, or of a part of it such as `/iam/testPermissions?...`."""
+        url = f"{self.endpoint}/storage/v1/b/{bucket}{question}"
+        found: dict[str, Any] = json.loads(self._json("GET", url, ObjectAddress(bucket, "")).body)
+        return found
+
     # Objects
 
     def stat(self, address: ObjectAddress) -> StoredObject | None:
@@ -144,17 +153,18 @@ class CloudStorage:
     def _read_once(self, stored: StoredObject, url: str, offset: int, view: memoryview) -> int:
         headers = {"Range": f"bytes={offset}-{offset + len(view) - 1}", **self._authorization()}
         response = self.client.open("GET", url, headers)
-        if response.status == 404:
-            response.close()
-            raise SourceChangedError(
-                f"{stored.address}: generation {stored.generation} is gone; the object was deleted or replaced.",
-                next_step="Run again; what is there now is read anew.",
-            )
         if response.status not in (200, 206):
             answer = Answer(status=response.status, headers=response.headers, body=response.read(65536))
             response.close()
-            raise self._refusal(answer, stored.address)
+            raise_if_retried(answer.status, answer.headers)
+            raise self._gone(stored) if answer.status == 404 else self._refusal(answer, stored.address)
         return read_range(self.client, response, view, offset, stored.size_bytes)
+
+    def _gone(self, stored: StoredObject) -> SourceChangedError:
+        return SourceChangedError(
+            f"{stored.address}: generation {stored.generation} is gone; the object was deleted or replaced.",
+            next_step="Run again; what is there now is read anew.",
+        )
 
     def put(
         self,
@@ -360,7 +370,9 @@ class CloudStorage:
             answer = self.client.ask(method, url, {**(headers or {}), **self._authorization(renew=renew)}, body)
             if answer.status == 401 and self._bearer and not renew:
                 renew = True
-                return self.client.ask(method, url, {**(headers or {}), **self._authorization(renew=True)}, body)
+                raise RetryableError("the access token is not valid any more", wait_seconds=0)
+            if answer.status == 400 and _is_damaged(answer):
+                raise RetryableError("the bytes were damaged on their way")
             return answer
 
         answer = self.client.ask_patiently(str(address), attempt)
@@ -447,6 +459,11 @@ def _header_crc32c(headers: Mapping[str, str]) -> int | None:
         if name == "crc32c":
             return decode_crc32c(value)
     return None
+
+
+def _is_damaged(answer: Answer) -> bool:
+    """Tell whether the server compared what came with its promised checksum, and found something else."""
+    return b"BadDigest" in answer.body or b"crc32c" in answer.body.lower()
 
 
 def _reason(answer: Answer) -> str:
