@@ -39,14 +39,15 @@ class Budgets:
         return max(1, math.ceil(self.startup_seconds / PROBE_PERIOD_SECONDS))
 
 
-def derive_budgets(size_bytes: int, timeout_seconds: float = 0) -> Budgets:
+def derive_budgets(size_bytes: int, timeout_seconds: float = 0, startup_seconds: float = 0) -> Budgets:
     """Derive the limits from a model's bytes, or fit them into a given whole.
 
     Args:
         size_bytes: Bytes of the release.
         timeout_seconds: The whole wait; 0 derives it.
+        startup_seconds: From container start to the first healthy answer; 0 derives it.
     """
-    startup = _ENGINE_SECONDS + size_bytes / GIB / _SLOWEST_GIB_PER_SECOND
+    startup = startup_seconds or _ENGINE_SECONDS + size_bytes / GIB / _SLOWEST_GIB_PER_SECOND
     if timeout_seconds:
         # The startup probe stays what the model's size says: it is part of the pod, and a caller with less patience
         # must not cause a rollout.

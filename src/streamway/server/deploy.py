@@ -86,7 +86,9 @@ def deploy_server(
     resources: Resources | None = None,
     served_model_name: str = "",
     spot: bool = False,
+    check_release: bool = True,
     drain_seconds: int = 10,
+    startup_seconds: float = 0,
     timeout_seconds: float = 0,
     unschedulable_seconds: float = 60,
     strategy: str = "auto",
@@ -118,7 +120,9 @@ def deploy_server(
         resources: What each pod asks for, where it should not be derived.
         served_model_name: The model's name in the API; empty for the Hugging Face id.
         spot: Whether to use spot nodes.
+        check_release: Whether each pod first proves that its account can read the release.
         drain_seconds: How long a pod goes on answering after it was told to stop.
+        startup_seconds: Longest time from container start to the first healthy answer; 0 derives it from the size.
         timeout_seconds: Longest wait; 0 derives it from the size.
         unschedulable_seconds: Longest wait for a node where no autoscaler says that it adds one.
         strategy: `recreate`, `surge`, `blue_green`, or `auto`: surge where a node is found, else recreate.
@@ -154,7 +158,9 @@ def deploy_server(
         resources=resources or Resources(),
         served_model_name=served_model_name,
         spot=spot,
+        check_release=check_release,
         drain_seconds=int(drain_seconds),
+        startup_seconds=int(startup_seconds),
         timeout_seconds=timeout_seconds,
     )
     _check_strategy(strategy)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streamway.cluster import Manifest
+from streamway.server.manifests import CHECK_CONTAINER
 
 # Events and conditions of the first moments often heal by themselves: an account that was created a moment ago, a
 # GPU that the old revision is just giving back.
@@ -259,7 +260,10 @@ def _of_container(
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
     if not ended or (ended.get("exitCode") == 0 and not container.get("restartCount")):
         return
-    if ended.get("reason") in _START_REASONS:
+    if container.get("name") == CHECK_CONTAINER:
+        if ended.get("exitCode") != 0:
+            yield _release_check(container, ended)
+    elif ended.get("reason") in _START_REASONS:
         yield _cannot_run(container, f"{ended['reason']}: {ended.get('message', '')}")
     else:
         yield _exit(pod, container, ended, events, log_tail)
@@ -285,6 +289,17 @@ def _cannot_run(container: Manifest, words: str) -> Finding:
         reason="container_start",
         problem=f"The container {container.get('name')} of image {container.get('image')} cannot be started: {words}",
         next_step="Check that the image is an engine's image, and what its settings refer to.",
+    )
+
+
+def _release_check(container: Manifest, ended: Manifest) -> Finding:
+    said = str(ended.get("message", "")).strip()
+    return Finding(
+        reason="release_access",
+        problem=f"The pod cannot read its release. {said or 'See the log of the container ' + CHECK_CONTAINER + '.'}",
+        next_step="Grant what is missing to the pod's service account, or correct the release's address.",
+        # Rights that were granted a moment ago may take a minute; the container tries again by itself.
+        settle_seconds=0.0 if "does not exist" in said or "no safetensors" in said else 3 * SETTLE_SECONDS,
     )
 
 

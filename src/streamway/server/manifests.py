@@ -9,6 +9,7 @@ depends on when it was rendered.
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 
 import yaml
 
@@ -25,7 +26,18 @@ SERVED_MODEL = "streamway/served-model-name"
 # How many pods a revision has when it serves; it has none while another one has its GPU.
 REPLICAS = "streamway/replicas"
 CONTAINER = "engine"
+CHECK_CONTAINER = "check-release"
 MIB = 1024**2
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as they are, so that a reviewer can read them."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
 
 
 def render(spec: ServerSpec) -> list[Manifest]:
@@ -52,7 +64,7 @@ def render(spec: ServerSpec) -> list[Manifest]:
 
 def to_yaml(manifests: list[Manifest]) -> str:
     """Write manifests as one YAML stream that kubectl can apply."""
-    return yaml.safe_dump_all(manifests, sort_keys=False, default_flow_style=False, width=110)
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=110)
 
 
 def revision_of(spec: ServerSpec) -> str:
@@ -178,6 +190,7 @@ def _pod_template(spec: ServerSpec, derived: Derived, *, revision: str) -> Manif
             "nodeSelector": _node_selector(spec),
             "tolerations": _tolerations(spec),
             "securityContext": _pod_security(derived),
+            **({"initContainers": [_check_container(spec, derived)]} if spec.check_release else {}),
             "containers": [_container(spec, derived)],
             "volumes": [
                 {
@@ -212,6 +225,23 @@ def _pod_security(derived: Derived) -> Manifest:
     if derived.image.runs_without_root:
         context |= {"runAsNonRoot": True, "runAsUser": ENGINE_USER_ID, "runAsGroup": 0}
     return context
+
+
+def _check_container(spec: ServerSpec, derived: Derived) -> Manifest:
+    """A first container that turns a missing right on the bucket into a sentence."""
+    script = files("streamway.server").joinpath("release_check.py").read_text()
+    resources = {"memory": "128Mi", "ephemeral-storage": "10Mi"}
+    return {
+        "name": CHECK_CONTAINER,
+        # The engine's own image: another one would be one more to pull and to trust.
+        "image": spec.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python3", "-c", script, spec.release_uri, derived.service_account],
+        "env": [{"name": name, "value": value} for name, value in spec.environment.items()],
+        "resources": {"requests": {"cpu": "100m", **resources}, "limits": resources},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
 
 
 def _container(spec: ServerSpec, derived: Derived) -> Manifest:

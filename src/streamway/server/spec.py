@@ -59,7 +59,9 @@ class ServerSpec:
         resources: What each pod asks for.
         served_model_name: The model's name in the API; empty for the Hugging Face id.
         spot: Whether spot nodes may be used.
+        check_release: Whether each pod first proves that its account can read the release.
         drain_seconds: How long a pod goes on answering after it has been told to stop.
+        startup_seconds: Longest time from container start to the first healthy answer; 0 derives it.
         timeout_seconds: Longest wait for a rollout; 0 derives it.
     """
 
@@ -80,7 +82,9 @@ class ServerSpec:
     resources: Resources = Resources()
     served_model_name: str = ""
     spot: bool = False
+    check_release: bool = True
     drain_seconds: int = 10
+    startup_seconds: int = 0
     timeout_seconds: float = 0
 
     def __post_init__(self) -> None:
@@ -151,7 +155,7 @@ def derive(spec: ServerSpec) -> Derived:
         resources=resources,
         streamer_memory_bytes=streamer_memory,
         streamer_concurrency=min(16, max(4, int(resources.cpus) * 2)),
-        budgets=derive_budgets(spec.size_bytes, spec.timeout_seconds),
+        budgets=derive_budgets(spec.size_bytes, spec.timeout_seconds, spec.startup_seconds),
         served_model_name=spec.served_model_name or spec.model_id,
         service_account=spec.service_account or spec.name,
     )

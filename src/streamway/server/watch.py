@@ -27,6 +27,7 @@ _WATCH_SECONDS = 50
 _READ_MARGIN_SECONDS = 10
 _LONGEST_PAUSE_SECONDS = 5.0
 _KEPT_LOG_LINES = 400
+_LOST = (ClusterUnreachableError, ApiServerError, urllib3.exceptions.HTTPError, OSError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ class LiveView:
             except ClusterPermissionError as error:
                 self._give_up(reader.name, source, error)
                 return
-            except (ClusterUnreachableError, ApiServerError, urllib3.exceptions.HTTPError, OSError) as error:
+            except (*_LOST, ValueError, KeyError) as error:
                 if reader.stopped():
                     return
                 self._note_loss(error)

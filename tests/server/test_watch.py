@@ -1,0 +1,225 @@
+"""Watches that go on whatever happens to their connections."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+from kubernetes import client
+
+from streamway.cluster import ClusterConnection
+from streamway.errors import ClusterPermissionError
+from streamway.server.watch import LiveView, LogFollower, Source
+
+PODS = "/api/v1/namespaces/models/pods"
+
+
+def pod(name: str, version: int) -> dict[str, Any]:
+    return {"metadata": {"name": name, "uid": name, "resourceVersion": str(version)}}
+
+
+@dataclass
+class Script:
+    """What an API server does, request by request: lists, and watches as lists of lines."""
+
+    url: str = ""
+    lists: list[Any] = field(default_factory=list)
+    watches: list[Any] = field(default_factory=list)
+    asked: list[dict[str, str]] = field(default_factory=list)
+    hold: threading.Event = field(default_factory=threading.Event)
+
+    def listed(self, *items: dict[str, Any], version: int) -> None:
+        self.lists.append({"kind": "PodList", "metadata": {"resourceVersion": str(version)}, "items": list(items)})
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    state = Script()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_arguments: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            query = {key: values[0] for key, values in parse_qs(urlparse(self.path).query).items()}
+            state.asked.append(query)
+            rows = state.watches if "watch" in query or "follow" in query else state.lists
+            answer = rows.pop(0) if rows else "hold"
+            if answer == "drop":
+                self.close_connection = True
+                return
+            if isinstance(answer, int):
+                self._whole(answer, {"kind": "Status", "message": "as told", "reason": "Forbidden", "code": answer})
+            elif isinstance(answer, dict):
+                self._whole(200, answer)
+            else:
+                self._stream(answer)
+
+        def _whole(self, status: int, value: Any) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def _stream(self, answer: Any) -> None:
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.flush()
+            for line in answer if isinstance(answer, list) else ():
+                if line == "cut":
+                    self.close_connection = True
+                    return
+                text = line if isinstance(line, str) else json.dumps(line)
+                data = text.encode() + b"\n"
+                self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+                self.wfile.flush()
+            if answer == "hold":
+                state.hold.wait(20)
+            self.wfile.write(b"0\r\n\r\n")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield state
+    state.hold.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def connection(script: Script) -> ClusterConnection:
+    configuration = client.Configuration(host=script.url)
+    return ClusterConnection(client.ApiClient(configuration), name="test")
+
+
+def watched(connection: ClusterConnection, until: Callable[[list[str]], bool], *, optional: bool = False) -> list[str]:
+    """Watch pods until their names are as wanted; return them."""
+    seen = 0
+    with LiveView(connection, {"pods": Source(path=PODS, label_selector="a=b", optional=optional)}) as view:
+        for _ in range(40):
+            seen = view.wait(seen, timeout_seconds=0.5)
+            names = [item["metadata"]["name"] for item in view.objects("pods")]
+            if view.complete and until(names):
+                return names
+    pytest.fail(f"still {names}")
+
+
+def test_events_change_the_copy(script: Script, connection: ClusterConnection) -> None:
+    script.listed(pod("a", 1), version=5)
+    script.watches.append(
+        [
+            {"type": "ADDED", "object": pod("b", 6)},
+            {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}},
+            {"type": "DELETED", "object": pod("a", 8)},
+        ]
+    )
+
+    assert watched(connection, lambda names: names == ["b"]) == ["b"]
+    assert script.asked[1]["resourceVersion"] == "5"
+    assert script.asked[1]["labelSelector"] == "a=b"
+
+
+def test_a_watch_that_ends_goes_on_from_the_last_version(script: Script, connection: ClusterConnection) -> None:
+    script.listed(version=5)
+    script.watches += [
+        [
+            {"type": "ADDED", "object": pod("a", 6)},
+            {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}},
+        ],
+        [{"type": "ADDED", "object": pod("b", 10)}],
+    ]
+
+    watched(connection, lambda names: names == ["a", "b"])
+
+    assert [query.get("resourceVersion") for query in script.asked[:3]] == [None, "5", "9"]
+
+
+@pytest.mark.parametrize("how", ["event", "status"])
+def test_a_version_that_is_gone_is_listed_anew(script: Script, connection: ClusterConnection, how: str) -> None:
+    script.listed(pod("old", 1), version=5)
+    gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+    script.watches.append([{"type": "ERROR", "object": gone}] if how == "event" else 410)
+    script.listed(pod("new", 7), version=8)
+
+    assert watched(connection, lambda names: names == ["new"]) == ["new"]
+
+
+def test_a_connection_that_is_cut_is_made_again(script: Script, connection: ClusterConnection) -> None:
+    script.listed(version=5)
+    script.watches += [
+        [{"type": "ADDED", "object": pod("a", 6)}, "cut"],
+        "drop",
+        [{"type": "ADDED", "object": pod("b", 7)}],
+    ]
+
+    watched(connection, lambda names: names == ["a", "b"])
+
+
+def test_a_busy_api_server_is_asked_again(script: Script, connection: ClusterConnection) -> None:
+    script.lists.append(503)
+    script.listed(pod("a", 1), version=5)
+
+    watched(connection, lambda names: names == ["a"])
+
+
+def test_what_may_not_be_read_ends_the_wait(script: Script, connection: ClusterConnection) -> None:
+    script.lists.append(403)
+
+    with pytest.raises(ClusterPermissionError):
+        watched(connection, lambda names: bool(names))
+
+
+def test_what_is_only_useful_may_be_missing(script: Script, connection: ClusterConnection) -> None:
+    script.lists.append(403)
+
+    assert watched(connection, lambda names: names == [], optional=True) == []
+
+
+def test_silence_is_measured(script: Script, connection: ClusterConnection) -> None:
+    script.listed(version=5)
+    script.watches += ["drop"] * 100
+
+    with LiveView(connection, {"pods": Source(path=PODS)}) as view:
+        seen = 0
+        for _ in range(60):
+            seen = view.wait(seen, timeout_seconds=0.05)
+            if view.silent_seconds > 0.2:
+                return
+    pytest.fail("no silence was noticed")
+
+
+def test_a_log_is_followed_and_read_again_after_a_restart(script: Script, connection: ClusterConnection) -> None:
+    script.watches += [["one", "two"], ["three"]]
+    lines: list[str | None] = []
+    third = threading.Event()
+
+    def take(line: str | None) -> None:
+        lines.append(line)
+        if line == "three":
+            third.set()
+
+    follower = LogFollower(connection, f"{PODS}/a", "engine", take)
+    follower.start()
+    assert third.wait(10)
+    follower.stop()
+
+    assert lines[:5] == [None, "one", "two", None, "three"]
+    assert follower.tail(10) == ["three"]
+
+
+def test_stopping_does_not_wait_for_a_silent_connection(script: Script, connection: ClusterConnection) -> None:
+    script.listed(version=5)
+    with LiveView(connection, {"pods": Source(path=PODS)}) as view:
+        while not view.complete:
+            view.wait(0, timeout_seconds=0.1)
+
+    assert not [thread for thread in threading.enumerate() if thread.name == "streamway-pods"]
