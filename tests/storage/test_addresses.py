@@ -46,7 +46,9 @@ def test_gs_addresses_are_taken_apart() -> None:
     assert parent("gs://my-bucket/a/b") == ("gs://my-bucket/a", "b")
 
 
-@pytest.mark.parametrize("uri", ["gs://", "gs:///x", "gs://UPPER/x", "gs://a/x", "gs://b c/x", "s3://b/x", "gs://bkt/a\nb"])
+@pytest.mark.parametrize(
+    "uri", ["gs://", "gs:///x", "gs://UPPER/x", "gs://a/x", "gs://b c/x", "s3://b/x", "gs://bkt/a\nb"]
+)
 def test_wrong_gs_addresses_are_refused(uri: str) -> None:
     with pytest.raises(StorageError):
         parse_gs(uri)

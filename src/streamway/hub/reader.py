@@ -13,7 +13,7 @@ import urllib3
 
 from streamway.errors import AccessDeniedError, HubError, SourceChangedError, TransferError
 from streamway.hub.repository import HubFile, Repository
-from streamway.storage.http import RETRIED, HttpClient, Persistence, RetryableError, read_range, wait_told
+from streamway.storage.http import HttpClient, Persistence, RetryableError, raise_if_retried, read_range
 
 log = logging.getLogger("streamway.hub")
 
@@ -148,8 +148,7 @@ class HubReader:
     def _judge(self, response: urllib3.BaseHTTPResponse, address: str) -> None:
         """Raise what a refusal means."""
         status = response.status
-        if status in RETRIED:
-            raise RetryableError(f"the server answers {status}", wait_seconds=wait_told(response.headers))
+        raise_if_retried(status, response.headers)
         if _origin(address) != self._origin and status in (400, 401, 403, 404, 410):
             self._forget(address)
             raise RetryableError(f"the signed address was refused ({status}), asking the Hub for a new one")

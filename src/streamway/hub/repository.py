@@ -19,6 +19,7 @@ from streamway.errors import (
     ModelNotFoundError,
     RevisionNotFoundError,
     StreamwayError,
+    TransferError,
 )
 from streamway.storage import check_relative
 from streamway.storage.http import RETRIED, Patience, Persistence, RetryableError, wait_told
@@ -27,6 +28,8 @@ log = logging.getLogger("streamway.hub")
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _ASK_SECONDS = 30.0
+_ASKING = Patience(attempts=5)
+"""Somebody waits for the first answer, and nothing is lost when it does not come."""
 _Answer = TypeVar("_Answer")
 
 
@@ -173,7 +176,7 @@ class _Asking:
         self._model_id = model_id
         self._revision = revision
         self._with_token = with_token
-        self._patience = patience or Patience()
+        self._patience = patience or _ASKING
 
     def __call__(self, question: Callable[[], _Answer]) -> _Answer:
         persistence = Persistence(f"{self._endpoint}/{self._model_id}", self._patience)
@@ -181,7 +184,16 @@ class _Asking:
             try:
                 return self._ask(question)
             except RetryableError as retryable:
-                persistence.failed(retryable)
+                self._wait(persistence, retryable)
+
+    def _wait(self, persistence: Persistence, retryable: RetryableError) -> None:
+        try:
+            persistence.failed(retryable)
+        except TransferError as error:
+            raise HubError(
+                error.problem,
+                next_step=f"Check the way from here to {self._endpoint} (HF_ENDPOINT, proxies), then run again.",
+            ) from error
 
     def _ask(self, question: Callable[[], _Answer]) -> _Answer:
         try:

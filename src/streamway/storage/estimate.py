@@ -7,7 +7,7 @@ Requests are counted as Cloud Storage charges them: class A writes and lists, cl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from streamway.storage.targets import SAVE_SLOTS
+from streamway.storage.target_objects import SAVE_SLOTS
 from streamway.storage.transfer import MEMORY_BYTES, WORKERS, choose_part_bytes
 
 

@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 
 import certifi
 import urllib3
@@ -23,7 +24,7 @@ from streamway.errors import SourceChangedError, StalledError, TransferError
 
 log = logging.getLogger("streamway.storage")
 
-READ_BYTES = 1024 * 1024
+READ_BYTES = 256 * 1024
 SEND_BYTES = 256 * 1024
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LEAST_BYTES = 16 * 1024
@@ -127,11 +128,18 @@ def wait_told(headers: Mapping[str, str]) -> float | None:
         if told.strip().isdigit():
             return float(told)
         try:
-            return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
+            when = email.utils.parsedate_to_datetime(told)
+            return max(0.0, when.replace(tzinfo=when.tzinfo or UTC).timestamp() - time.time())
         except (TypeError, ValueError):
             return None
     reset = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
     return float(reset.group(1)) if reset else None
+
+
+def raise_if_retried(status: int, headers: Mapping[str, str]) -> None:
+    """Raise RetryableError for an answer that says to try again."""
+    if status in RETRIED:
+        raise RetryableError(f"the server answers {status}", wait_seconds=wait_told(headers))
 
 
 def without_query(url: str) -> str:
@@ -218,13 +226,8 @@ class HttpClient:
             raise as_retryable(error) from error
         finally:
             response.release_conn()
-        answer = Answer(status=response.status, headers=response.headers, body=content)
-        if answer.status in RETRIED:
-            raise RetryableError(
-                f"the server answers {answer.status} {answer.text[:200]}".rstrip(),
-                wait_seconds=wait_told(answer.headers),
-            )
-        return answer
+        raise_if_retried(response.status, response.headers)
+        return Answer(status=response.status, headers=response.headers, body=content)
 
     def ask_patiently(self, subject: str, attempt: Callable[[], Answer], *, patience: Patience | None = None) -> Answer:
         """Call `attempt` until it returns, within the bounds of patience."""
@@ -260,7 +263,8 @@ def _proxy_for(url: str) -> str:
 
 def as_retryable(error: Exception) -> RetryableError:
     """Say in a few words what went wrong with a connection."""
-    stalled = isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError)
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+    stalled = not refused and isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError)
     reason = "no byte arrived in time" if stalled else f"the connection failed ({_root_cause(error)})"
     return RetryableError(reason, stalled=stalled)
 
@@ -292,7 +296,8 @@ def read_range(
     try:
         _check_range(response, offset, len(view), size_bytes)
         while filled < len(view):
-            data = response.read(min(READ_BYTES, len(view) - filled))
+            # One piece as the socket has it: a longer read would hide a dripping server from the watchdog.
+            data = response.read1(min(READ_BYTES, len(view) - filled))
             if not data:
                 break
             view[filled : filled + len(data)] = data

@@ -15,12 +15,14 @@ from itertools import accumulate
 
 from streamway.errors import ChecksumError, TransferError
 from streamway.storage.addresses import is_gs
-from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, cloud_storage
+from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, CloudStorage, cloud_storage
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.http import Patience
 from streamway.storage.readers import VersionedReader
 from streamway.storage.segments import ByteReader, Computed, Extent, FilePlan, Progress, WrittenFile, segment_length
-from streamway.storage.targets import Target, make_target
+from streamway.storage.target_local import LocalTarget
+from streamway.storage.target_objects import SmallObjectTarget, UploadTarget
+from streamway.storage.targets import Target
 
 log = logging.getLogger("streamway.storage")
 
@@ -65,7 +67,7 @@ def write_files(
     object_sizes = (plan.size_bytes for plan in plans if is_gs(plan.uri))
     part_bytes = choose_part_bytes(object_sizes, memory_bytes=memory_bytes, workers=workers)
     cloud = cloud_storage(patience)
-    jobs = [_Job(plan, make_target(plan, cloud, sha256=sha256, part_bytes=part_bytes), part_bytes) for plan in plans]
+    jobs = [_Job(plan, _make_target(plan, cloud, sha256=sha256, part_bytes=part_bytes), part_bytes) for plan in plans]
     at_once = max(1, min(workers, memory_bytes // part_bytes))
     return _Crew(jobs, part_bytes=part_bytes, workers=at_once, on_progress=on_progress).run()
 
@@ -95,6 +97,15 @@ def choose_part_bytes(object_sizes: Iterable[int], *, memory_bytes: int, workers
             next_step=f"Allow at least {part_bytes} bytes of memory.",
         )
     return part_bytes
+
+
+def _make_target(plan: FilePlan, cloud: CloudStorage, *, sha256: bool, part_bytes: int) -> Target:
+    """Choose how a file is written: to disk, in one request, or as a multipart upload."""
+    if not is_gs(plan.uri):
+        return LocalTarget(plan, sha256=sha256)
+    if plan.size_bytes <= part_bytes:
+        return SmallObjectTarget(plan, cloud, sha256=sha256)
+    return UploadTarget(plan, cloud, sha256=sha256)
 
 
 @dataclass

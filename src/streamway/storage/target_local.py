@@ -1,0 +1,168 @@
+"""A file on disk, written beside its place with a journal of its parts, and renamed when it is whole.
+
+A half-written file can be read again, so its hash is taken anew from disk when a transfer goes on, and each part is
+compared with its checksum in the journal.
+"""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from streamway.errors import StorageError
+from streamway.storage.addresses import local_path
+from streamway.storage.digests import Checksums, crc32c
+from streamway.storage.files import IN_FLIGHT
+from streamway.storage.segments import FilePlan, WrittenFile
+from streamway.storage.targets import Position, fingerprint
+
+_ATTRIBUTE = "user.streamway"
+_FOLDER_ATTEMPTS = 100
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class LocalTarget:
+    """A file on disk, written as `.transfer/NAME.partial` with a journal, then renamed."""
+
+    def __init__(self, plan: FilePlan, *, sha256: bool) -> None:
+        self._plan = plan
+        self._sha256 = sha256 or plan.sha256 is not None
+        self._path = local_path(plan.uri)
+        self._folder = self._path.parent / IN_FLIGHT
+        self._partial = self._folder / f"{self._path.name}.partial"
+        self._journal = self._folder / f"{self._path.name}.journal"
+        self._identity = fingerprint(plan)
+        self._part_bytes = 0
+        self._kept: dict[int, int] = {}
+        self._descriptor = -1
+        self._journal_descriptor = -1
+
+    def find_complete(self) -> WrittenFile | None:
+        try:
+            status = self._path.stat()
+            noted = json.loads(os.getxattr(self._path, _ATTRIBUTE)) if hasattr(os, "getxattr") else {}
+        except (OSError, ValueError):
+            return None
+        same = noted.get("plan") == self._identity and noted.get("mtime_ns") == status.st_mtime_ns
+        if not same or status.st_size != self._plan.size_bytes or (self._sha256 and not noted.get("sha256")):
+            return None
+        return self._written(noted["sha256"], noted["crc32c"], 0)
+
+    def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
+        with _named_errors(self._path):
+            return self._begin(part_bytes, most_part_bytes)
+
+    def _begin(self, part_bytes: int, most_part_bytes: int) -> Position:
+        self._part_bytes = self._read_journal(most_part_bytes) or part_bytes
+        fresh = not self._kept
+        truncate = os.O_TRUNC if fresh else 0
+        self._descriptor = self._open(self._partial, os.O_RDWR | truncate)
+        self._reserve()
+        self._journal_descriptor = self._open(self._journal, os.O_WRONLY | os.O_APPEND | truncate)
+        if fresh:
+            os.write(self._journal_descriptor, self._heading().encode())
+        return Position(part_bytes=self._part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
+
+    def _open(self, path: Path, flags: int) -> int:
+        for _ in range(_FOLDER_ATTEMPTS):  # another file that is complete may just be removing the folder
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self._folder))
+
+    def _reserve(self) -> None:
+        """Claim the space now, so that a full disk is found out before the transfer and not at its end."""
+        size = self._plan.size_bytes
+        try:
+            os.ftruncate(self._descriptor, size)
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:  # a filesystem that cannot reserve is no reason to stop
+                self.discard()
+                raise
+
+    def _heading(self) -> str:
+        return json.dumps({"plan": self._identity, "part_bytes": self._part_bytes}) + "\n"
+
+    def _read_journal(self, most_part_bytes: int) -> int:
+        """Learn which parts an earlier process wrote; return how it cut the file, 0 where there is nothing."""
+        try:
+            heading, *lines = self._journal.read_text().split("\n")
+            noted = json.loads(heading)
+            usable = noted["plan"] == self._identity and noted["part_bytes"] <= most_part_bytes
+            if not usable or self._partial.stat().st_size != self._plan.size_bytes:
+                return 0
+            # A line without its end was cut off by the kill; split() leaves it, or "", last.
+            self._kept = {int(number): int(value) for number, value in (line.split() for line in lines[:-1])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        return int(noted["part_bytes"])
+
+    def read_back(self, number: int, view: memoryview) -> int | None:
+        expected = self._kept.get(number)
+        if expected is None:
+            return None
+        count = os.preadv(self._descriptor, [view], number * self._part_bytes)
+        checksum = crc32c(view)
+        return checksum if count == len(view) and checksum == expected else None
+
+    def write_part(self, number: int, view: memoryview, checksum: int) -> None:
+        with _named_errors(self._path):
+            written = 0
+            while written < len(view):
+                written += os.pwrite(self._descriptor, view[written:], number * self._part_bytes + written)
+            os.write(self._journal_descriptor, b"%d %d\n" % (number, checksum))
+
+    def settle(self, number: int, checksums: Checksums) -> None:
+        pass  # the journal has it already
+
+    def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
+        noted = {"plan": self._identity, "sha256": checksums.sha256(), "crc32c": checksums.crc32c}
+        noted["mtime_ns"] = os.fstat(self._descriptor).st_mtime_ns
+        with contextlib.suppress(OSError, AttributeError):  # without extended attributes a rerun reads the file anew
+            os.setxattr(self._descriptor, _ATTRIBUTE, json.dumps(noted).encode())
+        with _named_errors(self._path):
+            self._partial.replace(self._path)
+        self._close()
+        return self._written(checksums.sha256(), checksums.crc32c, moved_bytes)
+
+    def discard(self) -> None:
+        self._partial.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        for descriptor in (self._descriptor, self._journal_descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._journal_descriptor = -1
+        self._journal.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other files are still on their way
+            self._folder.rmdir()
+
+    def _written(self, sha256: str | None, checksum: int, moved_bytes: int) -> WrittenFile:
+        return WrittenFile(
+            uri=self._plan.uri,
+            size_bytes=self._plan.size_bytes,
+            sha256=sha256,
+            crc32c=checksum,
+            generation=0,
+            moved_bytes=moved_bytes,
+        )
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Say which file the disk refused."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}.",
+            next_step="Free disk space, or stage in a bucket (gs://), which needs no disk at all."
+            if full
+            else "Correct the path or its permissions.",
+        ) from error

@@ -1,0 +1,215 @@
+"""An object in Cloud Storage: one request for a small file, a multipart upload for a large one.
+
+The parts of a pending upload cannot be read, so the hash cannot be taken anew when an upload goes on: its state is
+saved as it grows, in small objects beside the upload. An upload with its last saved state loses nothing but the parts
+that were on their way.
+"""
+
+import contextlib
+import json
+import logging
+from typing import Any
+
+from streamway.errors import StorageAccessError, StorageError
+from streamway.storage.addresses import ObjectAddress, parse_gs
+from streamway.storage.cloud import CloudStorage, UploadedPart
+from streamway.storage.digests import Checksums, crc32c
+from streamway.storage.files import IN_FLIGHT
+from streamway.storage.segments import FilePlan, WrittenFile
+from streamway.storage.targets import Position, fingerprint
+
+log = logging.getLogger("streamway.storage")
+
+SAVE_SLOTS = 8
+"""Cloud Storage takes about one write a second to one name, so a growing hash is saved under several in turn."""
+
+
+class _ObjectTarget:
+    """What both ways into Cloud Storage share."""
+
+    def __init__(self, plan: FilePlan, cloud: CloudStorage, *, sha256: bool) -> None:
+        self._plan = plan
+        self._cloud = cloud
+        self._sha256 = sha256 or plan.sha256 is not None
+        self._address = parse_gs(plan.uri)
+        self._identity = fingerprint(plan)
+        folder, _, name = self._address.key.rpartition("/")
+        self._aside = f"{folder}/{IN_FLIGHT}/{name}" if folder else f"{IN_FLIGHT}/{name}"
+
+    def find_complete(self) -> WrittenFile | None:
+        stored = self._cloud.stat(self._address)
+        if stored is None or stored.size_bytes != self._plan.size_bytes or stored.crc32c is None:
+            return None
+        sha256 = stored.metadata.get("sha256")
+        same = sha256 == self._plan.sha256 if self._plan.sha256 else stored.metadata.get("plan") == self._identity
+        if not same:
+            return None
+        if self._sha256 and not sha256:
+            sha256 = self._noted_sha256(stored.crc32c)
+        if self._sha256 and not sha256:
+            return None
+        return self._written(sha256, stored.crc32c, stored.generation, 0)
+
+    def _noted_sha256(self, checksum: int) -> str | None:
+        return None
+
+    def _metadata(self, sha256: str | None) -> dict[str, str]:
+        return {"plan": self._identity} | ({"sha256": sha256} if sha256 else {})
+
+    def read_back(self, number: int, view: memoryview) -> int | None:
+        return None
+
+    def _written(self, sha256: str | None, checksum: int, generation: int, moved_bytes: int) -> WrittenFile:
+        return WrittenFile(
+            uri=self._plan.uri,
+            size_bytes=self._plan.size_bytes,
+            sha256=sha256,
+            crc32c=checksum,
+            generation=generation,
+            moved_bytes=moved_bytes,
+        )
+
+
+class SmallObjectTarget(_ObjectTarget):
+    """An object of one part, written in one request once its hash is known to be right."""
+
+    _content: memoryview | bytes = b""
+
+    def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
+        return Position(part_bytes=part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
+
+    def write_part(self, number: int, view: memoryview, checksum: int) -> None:
+        self._content = view
+
+    def settle(self, number: int, checksums: Checksums) -> None:
+        pass  # there is only one part
+
+    def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
+        sha256 = checksums.sha256()
+        stored = self._cloud.put(
+            self._address, [self._content], checksum=checksums.crc32c, metadata=self._metadata(sha256)
+        )
+        self._content = b""
+        return self._written(sha256, checksums.crc32c, stored.generation, moved_bytes)
+
+    def discard(self) -> None:
+        self._content = b""
+
+
+class UploadTarget(_ObjectTarget):
+    """An object made of parts, with its growing hash saved beside it."""
+
+    def __init__(self, plan: FilePlan, cloud: CloudStorage, *, sha256: bool) -> None:
+        super().__init__(plan, cloud, sha256=sha256)
+        self._upload_id = ""
+        self._part_bytes = 0
+        self._parts: dict[int, UploadedPart] = {}
+        self._saves = 0
+        self._saving = True
+
+    def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
+        noted = self._newest_save(most_part_bytes)
+        pending = self._cloud.list_uploads(self._address)
+        position = self._resume(noted) if noted else None
+        for upload_id in pending:
+            if upload_id != self._upload_id:
+                self._cloud.abort_upload(self._address, upload_id)
+        if position:
+            return position
+        self._part_bytes = part_bytes
+        self._upload_id = self._cloud.start_upload(self._address, self._metadata(self._plan.sha256))
+        return Position(part_bytes=part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
+
+    def _newest_save(self, most_part_bytes: int) -> dict[str, Any] | None:
+        """Return the furthest saved state that belongs to this plan."""
+        found = []
+        for stored in self._cloud.list_objects(ObjectAddress(self._address.bucket, f"{self._aside}.save-")):
+            with contextlib.suppress(StorageError, ValueError):
+                data = bytearray(stored.size_bytes)
+                self._cloud.read_into(stored, 0, memoryview(data))
+                noted = json.loads(data)
+                if noted["plan"] == self._identity and noted["part_bytes"] <= most_part_bytes:
+                    found.append(noted)
+        return max(found, key=lambda noted: int(noted["number"]), default=None)
+
+    def _resume(self, noted: dict[str, Any]) -> Position | None:
+        parts = self._cloud.list_parts(self._address, noted["upload_id"])
+        number, part_bytes = int(noted["number"]), int(noted["part_bytes"])
+        if parts is None or any(parts.get(n + 1, _NO_PART).size_bytes != part_bytes for n in range(number)):
+            return None
+        checksums = Checksums.resume(noted["sha256_state"], int(noted["crc32c"]), sha256=self._sha256)
+        if checksums is None:
+            return None
+        self._upload_id, self._part_bytes = noted["upload_id"], part_bytes
+        self._parts = {n: parts[n + 1] for n in range(number)}
+        return Position(part_bytes=part_bytes, number=number, checksums=checksums)
+
+    def write_part(self, number: int, view: memoryview, checksum: int) -> None:
+        self._parts[number] = self._cloud.upload_part(self._address, self._upload_id, number + 1, view, checksum)
+
+    def settle(self, number: int, checksums: Checksums) -> None:
+        state = checksums.state()
+        last = number * self._part_bytes >= self._plan.size_bytes
+        if not self._saving or last or (state is None and self._sha256):
+            return
+        self._save(
+            f"save-{self._saves % SAVE_SLOTS}",
+            {
+                "plan": self._identity,
+                "part_bytes": self._part_bytes,
+                "upload_id": self._upload_id,
+                "number": number,
+                "crc32c": checksums.crc32c,
+                "sha256_state": state.hex() if state else "",
+            },
+        )
+        self._saves += 1
+
+    def _save(self, suffix: str, noted: dict[str, Any]) -> None:
+        content = json.dumps(noted).encode()
+        address = ObjectAddress(self._address.bucket, f"{self._aside}.{suffix}")
+        try:
+            self._cloud.put(address, [content], checksum=crc32c(content))
+        except StorageAccessError as error:
+            self._saving = False
+            log.warning(
+                "%s: progress cannot be saved, an interrupted upload will start anew. %s", self._address, error.problem
+            )
+
+    def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
+        sha256 = checksums.sha256()
+        if sha256 and not self._plan.sha256:
+            # What the object's own metadata cannot hold, because it was fixed before the first byte.
+            self._save("done", {"plan": self._identity, "sha256": sha256, "crc32c": checksums.crc32c})
+        stored = self._cloud.complete_upload(
+            self._address,
+            self._upload_id,
+            [self._parts[number] for number in sorted(self._parts)],
+            size_bytes=self._plan.size_bytes,
+            checksum=checksums.crc32c,
+        )
+        self._forget_saves()
+        return self._written(sha256, checksums.crc32c, stored.generation, moved_bytes)
+
+    def _noted_sha256(self, checksum: int) -> str | None:
+        address = ObjectAddress(self._address.bucket, f"{self._aside}.done")
+        stored = self._cloud.stat(address)
+        if stored is None:
+            return None
+        data = bytearray(stored.size_bytes)
+        self._cloud.read_into(stored, 0, memoryview(data))
+        noted = json.loads(data)
+        return noted["sha256"] if (noted["plan"], noted["crc32c"]) == (self._identity, checksum) else None
+
+    def discard(self) -> None:
+        if self._upload_id:
+            self._cloud.abort_upload(self._address, self._upload_id)
+        self._forget_saves()
+
+    def _forget_saves(self) -> None:
+        with contextlib.suppress(StorageAccessError):  # who may not delete leaves a few small objects in staging
+            for stored in self._cloud.list_objects(ObjectAddress(self._address.bucket, f"{self._aside}.save-")):
+                self._cloud.delete(stored.address)
+
+
+_NO_PART = UploadedPart(number=0, etag="", size_bytes=-1)
