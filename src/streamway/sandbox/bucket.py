@@ -222,6 +222,8 @@ def _placement_of(value: Mapping[str, Any]) -> Placement:
 def _subject(request: web.Request) -> str:
     """Name the object that a request is about, whichever API it came by."""
     path = request.rel_url.raw_path
+    if "subject" in request:
+        return str(request["subject"])
     if found := _JSON_COPY.fullmatch(path):
         *_, bucket, name = _names(found)
     elif found := (_JSON_OBJECT.fullmatch(path) or _JSON_COMPOSE.fullmatch(path)):

@@ -417,16 +417,25 @@ class Store:
 
 
 async def fill(draft: Draft, chunks: AsyncIterable[bytes], run: Any, block_bytes: int = 1 << 20) -> None:
-    """Write a stream to a draft in blocks; `run` calls a function in a worker thread."""
+    """Write a stream to a draft in blocks, and what has arrived where it breaks off.
+
+    Args:
+        draft: Where the bytes go.
+        chunks: The stream.
+        run: Calls a function in a worker thread.
+        block_bytes: How much is gathered before it is written.
+    """
     block: list[bytes] = []
     waiting = 0
-    async for chunk in chunks:
-        block.append(chunk)
-        waiting += len(chunk)
-        if waiting >= block_bytes:
-            await run(draft.write, block)
-            block, waiting = [], 0
-    await run(draft.write, block)
+    try:
+        async for chunk in chunks:
+            block.append(chunk)
+            waiting += len(chunk)
+            if waiting >= block_bytes:
+                full, block, waiting = block, [], 0
+                await run(draft.write, full)
+    finally:
+        draft.write(block)
 
 
 def copy_ranges(ranges: Sequence[tuple[Path, int, int]], target: Path) -> None:

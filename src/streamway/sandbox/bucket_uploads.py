@@ -107,6 +107,7 @@ class Uploads:
         related = RelatedParts(receive(request), _boundary(request.headers.get("Content-Type", "")))
         value = json_body(await related.first())
         name = request.query.get("name") or str(value.get("name", ""))
+        request["subject"] = f"{bucket}/{name}"
         content_type = await related.second_content_type()
         description = json_description({"contentType": content_type} | value)
         promised = promised_hashes(request) | _resource_hashes(value)
@@ -137,6 +138,7 @@ class Uploads:
     async def _start(self, request: web.Request, bucket: str) -> web.Response:
         value = json_body(await request.read())
         name = request.query.get("name") or str(value.get("name", ""))
+        request["subject"] = f"{bucket}/{name}"
         self._store.check_name(name)
         conditions = query_conditions(request.query)
         conditions.check(self._store.find(bucket, name))
