@@ -77,6 +77,44 @@ class PipelineSettings(_Section):
     image: str = Field("", description="Image of the components; empty for the one that compile fills in.")
 
 
+class LaunchSettings(_Section):
+    """Where pipelines are started: Vertex AI, or a Kubeflow API."""
+
+    project: str = Field("", description="Google Cloud project; empty for the one of the credentials.")
+    location: str = Field("us-central1", pattern=r"^[a-z]+-[a-z]+\d+$", description="Region of Vertex AI.")
+    service_account: str = Field("", description="Account that the tasks run as; empty for the service's default.")
+    network: str = Field("", description="VPC network to peer with, as projects/NUMBER/global/networks/NAME.")
+    pipeline_root: str = Field("", description="Where small outputs go; empty for .pipelines below the release root.")
+    endpoint: str = Field("", description="Another address of the Vertex AI API, such as a private endpoint.")
+    experiment: str = Field("streamway", min_length=1, description="Experiment of the runs, on Kubeflow.")
+    templates: str = Field("", description="Template repository, as https://LOCATION-kfp.pkg.dev/PROJECT/REPOSITORY.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels of the runs, on Vertex AI.")
+
+
+class FollowSettings(_Section):
+    """One model to follow."""
+
+    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="Hugging Face model id, as org/name.")
+    revision: str = Field("main", min_length=1, description="Branch or tag.")
+    name: str = Field("", description="Name of its endpoint; empty for server.name.")
+
+
+class WatchSettings(_Section):
+    """Which models to follow, and how often to look."""
+
+    follow: tuple[FollowSettings, ...] = Field((), description="Models; empty for the one of the model section.")
+    interval_seconds: float = Field(300.0, ge=30, description="Time between two looks at a model.")
+    webhook_secret: str = Field("", description="Secret Manager resource name of the webhook's secret.")
+
+
+class PromotionSettings(_Section):
+    """What a release must have passed, and what it passes here."""
+
+    stage: str = Field("", pattern=r"^([a-z]([-a-z0-9]{0,38}[a-z0-9])?)?$", description="Stage that a run proves.")
+    source_root: str = Field("", description="Where releases come from when they are promoted.")
+    requires: tuple[str, ...] = Field((), description="Stages that a release must have passed at its source.")
+
+
 class SandboxBucket(_Section):
     name: str = Field(min_length=3)
     location: str = "US-CENTRAL1"
@@ -103,6 +141,9 @@ class Settings(_Section):
     cache: CacheSettings = CacheSettings()
     smoke: SmokeSettings = SmokeSettings()
     pipeline: PipelineSettings = PipelineSettings()
+    launch: LaunchSettings = LaunchSettings()
+    watch: WatchSettings = WatchSettings()
+    promotion: PromotionSettings = PromotionSettings()
     sandbox: SandboxSettings | None = None
 
     @classmethod
