@@ -37,7 +37,9 @@ def variables(spec: ServerSpec) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-@pytest.mark.parametrize("changes", [{}, {"zone": "us-central1-a", "spot": True, "replicas": 3, "gpu_count": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"zone": "us-central1-a", "spot": True, "replicas": 3, "gpu_count": 2}, {"max_replicas": 4}]
+)
 def test_manifests_follow_the_schemas(spec: Spec, changes: dict[str, Any], version: str) -> None:
     for manifest in render(spec(**changes)):
         kubernetes_validate.validate(manifest, version, strict=True)
@@ -223,6 +225,7 @@ def test_machine_types_hold_the_pod(spec: Spec) -> None:
         ({"size_bytes": 0}, "size_bytes is 0"),
         ({"commit_sha": "main"}, "commit_sha is 'main', expected lower-case hex"),
         ({"replicas": 0}, "replicas is 0"),
+        ({"replicas": 2, "max_replicas": 2}, "max_replicas is 2, expected more than the 2 of replicas"),
         ({"image": "vllm/vllm-openai:latest"}, "another engine tomorrow"),
         ({"image": "vllm/vllm-openai"}, "another engine tomorrow"),
         ({"image": "vllm/vllm-openai:v0.14.0"}, "CVE-2026-22807"),
@@ -285,3 +288,13 @@ def test_options_of_other_versions_are_theirs_to_judge(spec: Spec) -> None:
 )
 def test_options_in_all_their_forms_are_known(spec: Spec, option: str) -> None:
     assert option in container(spec(engine_arguments=[option]))["args"]
+
+
+def test_an_autoscaler_owns_the_number_of_pods(spec: Spec) -> None:
+    manifests = render(spec(replicas=2, max_replicas=5))
+    (autoscaler,) = [manifest for manifest in manifests if manifest["kind"] == "HorizontalPodAutoscaler"]
+
+    assert "replicas" not in deployment(spec(replicas=2, max_replicas=5))["spec"]
+    assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (2, 5)
+    assert autoscaler["spec"]["scaleTargetRef"]["name"] == deployment(spec())["metadata"]["name"]
+    assert not [manifest for manifest in render(spec()) if manifest["kind"] == "HorizontalPodAutoscaler"]

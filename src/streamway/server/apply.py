@@ -13,16 +13,17 @@ logger = logging.getLogger("streamway.server")
 # the same name would withdraw the rest.
 SCALE_MANAGER = "streamway-scale"
 
-_PATHS = {
-    ("v1", "Namespace"): "/api/v1/namespaces",
-    ("v1", "ServiceAccount"): "/api/v1/namespaces/{namespace}/serviceaccounts",
-    ("v1", "Service"): "/api/v1/namespaces/{namespace}/services",
-    ("v1", "Pod"): "/api/v1/namespaces/{namespace}/pods",
-    ("v1", "Event"): "/api/v1/namespaces/{namespace}/events",
-    ("apps/v1", "Deployment"): "/apis/apps/v1/namespaces/{namespace}/deployments",
-    ("apps/v1", "ReplicaSet"): "/apis/apps/v1/namespaces/{namespace}/replicasets",
-    ("policy/v1", "PodDisruptionBudget"): "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
-    ("coordination.k8s.io/v1", "Lease"): "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
+_PLURALS = {
+    "Deployment": "deployments",
+    "Event": "events",
+    "HorizontalPodAutoscaler": "horizontalpodautoscalers",
+    "Lease": "leases",
+    "Namespace": "namespaces",
+    "Pod": "pods",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "ReplicaSet": "replicasets",
+    "Service": "services",
+    "ServiceAccount": "serviceaccounts",
 }
 # What may have been there before us and is used as it is.
 _SHARED = frozenset({"Namespace", "ServiceAccount"})
@@ -46,8 +47,10 @@ class Applied:
 
 
 def collection_path(api_version: str, kind: str, namespace: str = "") -> str:
-    """Path of a kind's objects in a namespace."""
-    return _PATHS[api_version, kind].format(namespace=namespace)
+    """Path of a kind's objects in a namespace, or in all of them."""
+    base = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"{base}{scope}/{_PLURALS[kind]}"
 
 
 def object_path(manifest: Manifest) -> str:

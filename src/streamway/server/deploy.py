@@ -11,6 +11,7 @@ from streamway.server.endpoint import read_endpoint
 from streamway.server.engine import PORT
 from streamway.server.lease import hold_endpoint
 from streamway.server.manifests import (
+    autoscaler_manifests,
     deployment_manifest,
     disruption_budget_manifest,
     namespace_manifest,
@@ -81,6 +82,7 @@ def deploy_server(
     gpu_count: int = 0,
     zone: str = "",
     replicas: int = 1,
+    max_replicas: int = 0,
     engine_arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     resources: Resources | None = None,
@@ -114,7 +116,8 @@ def deploy_server(
         accelerator: GKE's name of the accelerator.
         gpu_count: GPUs of each pod; 0 derives it.
         zone: Zone to keep the pods in, such as the cached one; empty for any.
-        replicas: Pods.
+        replicas: Pods; with `max_replicas`, the fewest.
+        max_replicas: Most pods that an autoscaler may ask for; 0 for no autoscaler.
         engine_arguments: More arguments for `vllm serve`.
         environment: More environment variables of the engine.
         resources: What each pod asks for, where it should not be derived.
@@ -153,6 +156,7 @@ def deploy_server(
         gpu_count=int(gpu_count),
         zone=zone,
         replicas=int(replicas),
+        max_replicas=int(max_replicas),
         engine_arguments=tuple(engine_arguments),
         environment=dict(environment or {}),
         resources=resources or Resources(),
@@ -172,6 +176,7 @@ def deploy_server(
     plan = Plan(
         revision=revision_of(spec),
         deployment=deployment_manifest(spec),
+        more=autoscaler_manifests(spec),
         strategy=strategy,
         port=PORT,
         patience=Patience(deadline_seconds=derived.budgets.step_seconds, unschedulable_seconds=unschedulable_seconds),
@@ -245,7 +250,7 @@ def _dry_run(connection: ClusterConnection, spec: ServerSpec, *, force: bool) ->
     changed = False
     if connection.find(f"/api/v1/namespaces/{spec.namespace}") is not None:
         service = service_manifest(spec.namespace, spec.name, revision=revision, annotations=endpoint.annotations)
-        for manifest in (deployment_manifest(spec), service):
+        for manifest in (deployment_manifest(spec), *autoscaler_manifests(spec), service):
             applied = apply(connection, manifest, force=force, dry_run=True)
             changed = changed or applied.action != "unchanged"
     return DeployedServer(

@@ -25,8 +25,10 @@ MODEL = "streamway/model"
 SERVED_MODEL = "streamway/served-model-name"
 # How many pods a revision has when it serves; it has none while another one has its GPU.
 REPLICAS = "streamway/replicas"
+AUTOSCALED = "streamway/autoscaled-to"
 CONTAINER = "engine"
 CHECK_CONTAINER = "check-release"
+_QUEUE_METRICS = {"vllm": "vllm:num_requests_waiting", "sglang": "sglang:num_queue_reqs"}
 MIB = 1024**2
 
 
@@ -47,7 +49,7 @@ def render(spec: ServerSpec) -> list[Manifest]:
         spec: What the server is to be.
 
     Returns:
-        Namespace, ServiceAccount, PodDisruptionBudget, Deployment and Service.
+        Namespace, ServiceAccount, PodDisruptionBudget, Deployment, HorizontalPodAutoscaler if any, and Service.
 
     Raises:
         SettingsError: the spec cannot be served.
@@ -58,6 +60,7 @@ def render(spec: ServerSpec) -> list[Manifest]:
         service_account_manifest(spec),
         disruption_budget_manifest(spec),
         deployment_manifest(spec),
+        *autoscaler_manifests(spec),
         service_manifest(spec.namespace, spec.name, revision=revision),
     ]
 
@@ -143,10 +146,15 @@ def deployment_manifest(spec: ServerSpec) -> Manifest:
             "name": revision_name(spec.name, revision),
             "namespace": spec.namespace,
             "labels": _revision_labels(spec, revision),
-            "annotations": {**_release_annotations(spec, derived), REPLICAS: str(spec.replicas)},
+            "annotations": {
+                **_release_annotations(spec, derived),
+                REPLICAS: str(spec.replicas),
+                **({AUTOSCALED: str(spec.max_replicas)} if spec.max_replicas else {}),
+            },
         },
         "spec": {
-            "replicas": spec.replicas,
+            # Where an autoscaler decides, naming a number would take it back with every run.
+            **({} if spec.max_replicas else {"replicas": spec.replicas}),
             "revisionHistoryLimit": 0,
             "progressDeadlineSeconds": derived.budgets.progress_seconds,
             "strategy": {"type": "Recreate"},
@@ -154,6 +162,42 @@ def deployment_manifest(spec: ServerSpec) -> Manifest:
             "template": _pod_template(spec, derived, revision=revision),
         },
     }
+
+
+def autoscaler_manifests(spec: ServerSpec) -> list[Manifest]:
+    """An autoscaler on the engine's queue, where one is asked for.
+
+    The metric is what GKE's managed Prometheus and its custom metrics adapter make of the engine's own
+    (https://cloud.google.com/kubernetes-engine/docs/how-to/machine-learning/inference/autoscaling).
+    """
+    if not spec.max_replicas:
+        return []
+    revision = revision_of(spec)
+    metric = _QUEUE_METRICS[derive(spec).image.engine]
+    metadata = _metadata(spec.namespace, spec.name, revision_name(spec.name, revision))
+    return [
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": metadata,
+            "spec": {
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"]},
+                "minReplicas": spec.replicas,
+                "maxReplicas": spec.max_replicas,
+                "metrics": [
+                    {
+                        "type": "Pods",
+                        "pods": {
+                            "metric": {"name": f"prometheus.googleapis.com|{metric}|gauge"},
+                            "target": {"type": "AverageValue", "averageValue": "5"},
+                        },
+                    }
+                ],
+                # A pod takes minutes to come and must not go at the first quiet moment.
+                "behavior": {"scaleDown": {"stabilizationWindowSeconds": 600}},
+            },
+        }
+    ]
 
 
 def _metadata(namespace: str, endpoint: str, name: str) -> Manifest:

@@ -53,7 +53,8 @@ class ServerSpec:
         accelerator: GKE's name of the accelerator.
         gpu_count: GPUs for each pod; 0 derives it.
         zone: Zone to keep the pods in; empty for any.
-        replicas: Pods.
+        replicas: Pods; with `max_replicas`, the fewest.
+        max_replicas: Most pods that an autoscaler may ask for; 0 for no autoscaler.
         engine_arguments: More arguments for `vllm serve`.
         environment: More environment variables of the engine.
         resources: What each pod asks for.
@@ -77,6 +78,7 @@ class ServerSpec:
     gpu_count: int = 0
     zone: str = ""
     replicas: int = 1
+    max_replicas: int = 0
     engine_arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     resources: Resources = Resources()
@@ -235,6 +237,11 @@ def _check_release(spec: ServerSpec) -> None:
         )
     if spec.replicas < 1:
         raise SettingsError(f"replicas is {spec.replicas}, expected 1 or more.", next_step="Ask for at least one pod.")
+    if spec.max_replicas and spec.max_replicas <= spec.replicas:
+        raise SettingsError(
+            f"max_replicas is {spec.max_replicas}, expected more than the {spec.replicas} of replicas.",
+            next_step="Raise it, or leave it at 0 for no autoscaler.",
+        )
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ Service moves. The strategies differ in what becomes of the old revision's GPUs 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -60,6 +60,7 @@ class Plan:
     Args:
         revision: The revision that is to serve.
         deployment: Its manifest; None for one that exists already and only has to run again.
+        more: What belongs to the revision beside it, applied once it is ready.
         strategy: `recreate`, `surge`, `blue_green`, or `auto`: surge where a node is found, else recreate.
         port: Port of the engine.
         patience: How long to wait for what.
@@ -74,6 +75,7 @@ class Plan:
 
     revision: str
     deployment: Manifest | None = None
+    more: Sequence[Manifest] = ()
     strategy: str
     port: int
     patience: Patience
@@ -255,7 +257,7 @@ def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> t
                 next_step="Deploy the release again.",
             )
         return True, bring_up(connection, endpoint, known, patience=plan.patience, on_progress=plan.on_progress)
-    wanted = int(plan.deployment["spec"].get("replicas", 1))
+    wanted = int(plan.deployment["spec"].get("replicas", known.replicas or known.serving_replicas if known else 1))
     if known is not None and known.replicas != wanted:
         scale(connection, endpoint.namespace, known.deployment_name, wanted)
     applied = apply(connection, plan.deployment, force=plan.force)
@@ -269,7 +271,10 @@ def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> t
         size_bytes=plan.size_bytes,
         on_progress=plan.on_progress,
     )
-    return applied.action != "unchanged" or bool(known and known.replicas != wanted), rollout
+    changed = applied.action != "unchanged" or bool(known and known.replicas != wanted)
+    for manifest in plan.more:
+        changed = apply(connection, manifest, force=plan.force).action != "unchanged" or changed
+    return changed, rollout
 
 
 def _prove(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> str:
