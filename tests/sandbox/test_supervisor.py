@@ -215,9 +215,11 @@ def test_what_a_part_leaves_behind_is_ended_too(state_path: Path, stub: Path) ->
 
 def test_the_sandbox_ends_with_its_owner(state_path: Path, stub: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as owner:
-        sandbox.up(state_path, config=config_of(stub, "serve", "serve"), owner_pid=owner.pid)
-        processes = identities(sandbox.status(state_path))
-        assert len(processes) == 3
+        sandbox.up(state_path, config=config_of(stub, "serve", "parent"), owner_pid=owner.pid)
+        child = identify((read_json(state_path / "b.json") or {})["child"])
+        assert child is not None
+        processes = [*identities(sandbox.status(state_path)), child]
+        assert len(processes) == 4
         owner.kill()
         owner.wait()
 
