@@ -32,11 +32,13 @@ class Image:
         pattern: fnmatch pattern of the image's name with its tag.
         bin_path: Folder that comes first on the PATH of its processes.
         environment: What the image's own ENV lines would set.
+        entrypoint: What runs where a container names no command.
     """
 
     pattern: str
     bin_path: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    entrypoint: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,22 +125,22 @@ def usual_parts(config: SandboxConfig, state_path: Path) -> tuple[PartSpec, ...]
 
 def write_plan(config: SandboxConfig, state_path: Path, engine: Engine | None) -> None:
     """Write down what the supervisor is to start, and what the Hub is to accept."""
-    images = [
-        {"image": image.pattern, "path": image.bin_path, "environment": dict(image.environment)}
-        for image in config.images
-    ]
+    images = list(config.images)
     if engine:
+        environment = engine_environment(engine)
+        # The entry point of the vllm/vllm-openai images.
         images.append(
-            {
-                "image": config.engine_image,
-                "path": str(engine.bin_path),
-                "environment": engine_environment(engine),
-            }
+            Image(
+                pattern=config.engine_image,
+                bin_path=str(engine.bin_path),
+                environment=environment,
+                entrypoint=("vllm", "serve"),
+            )
         )
     parts = config.parts if config.parts is not None else usual_parts(config, state_path)
     plan = {
         "parts": [{**vars(part), "argv": list(part.argv)} for part in parts],
-        "images": images,
+        "images": [_row(image) for image in images],
         "project": config.project,
     }
     write_json(state_path / "plan.json", plan)
@@ -154,7 +156,7 @@ def read_plan(state_path: Path) -> tuple[tuple[PartSpec, ...], list[dict[str, An
 
 
 def images_path(state_path: Path) -> Path:
-    """Where the cluster reads what images mean: a list of {"image", "path", "environment"}."""
+    """Where the cluster reads what images mean: a list of {"image", "path", "environment", "entrypoint"}."""
     return state_path / "images.json"
 
 
@@ -182,6 +184,15 @@ def write_images(state_path: Path, images: list[dict[str, Any]], announced: Mapp
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(entries, indent=1) + "\n")
     temporary.replace(path)
+
+
+def _row(image: Image) -> dict[str, Any]:
+    return {
+        "image": image.pattern,
+        "path": image.bin_path,
+        "environment": dict(image.environment),
+        "entrypoint": list(image.entrypoint),
+    }
 
 
 def _module(name: str, *arguments: str) -> tuple[str, ...]:
