@@ -69,7 +69,7 @@ def test_the_time_a_server_asks_for_is_understood(headers: dict[str, str], secon
 
 @pytest.mark.parametrize("usegmt", [True, False])
 def test_a_date_to_wait_for_is_understood(usegmt: bool) -> None:
-    at = lambda seconds: {"Retry-After": email.utils.formatdate(time.time() + seconds, usegmt=usegmt)}  # noqa: E731
+    at = lambda seconds: {"Retry-After": email.utils.formatdate(time.time() + seconds, usegmt=usegmt)}
     assert wait_told(at(1000)) == pytest.approx(1000, abs=100)
     assert wait_told(at(-1000)) == 0
 
