@@ -1,0 +1,29 @@
+"""What the API server asks of the nodes: a pod's logs, its real address, and processes inside it."""
+
+import asyncio
+from pathlib import Path
+from typing import Protocol
+
+from streamway.sandbox.cluster.objects import Object
+
+
+class PodRuntime(Protocol):
+    """The nodes, as the API server sees them."""
+
+    def log_file(self, pod: Object, container: str, *, previous: bool) -> Path | None:
+        """Give the log of a container's current or previous run; None where it has not run."""
+
+    def is_running(self, pod: Object, container: str) -> bool:
+        """Tell whether a container runs now, so that its log may still grow."""
+
+    def address(self, pod: Object, port: int) -> tuple[str, int]:
+        """Give the host and port on which a container's port really listens."""
+
+    async def run_inside(
+        self, pod: Object, container: str, command: list[str], *, with_stdin: bool
+    ) -> asyncio.subprocess.Process:
+        """Start a process with the environment and directory of a running container.
+
+        Raises:
+            FileNotFoundError: the command is not in the container.
+        """

@@ -1,0 +1,1 @@
+"""The nodes: pods become processes of this machine."""
