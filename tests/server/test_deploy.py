@@ -1,0 +1,184 @@
+"""Deploying a release: what is applied, what is told, and what a second run changes."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from streamway.cluster import ClusterConnection
+from streamway.errors import ApplyConflictError, ClusterUnreachableError
+from streamway.server import DeployedServer
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+Deploy = Callable[..., DeployedServer]
+
+
+def versions(connection: ClusterConnection, namespace: str) -> dict[str, str]:
+    """Resource versions of everything that a deployment applies."""
+    base, apps = f"/api/v1/namespaces/{namespace}", f"/apis/apps/v1/namespaces/{namespace}"
+    policy = f"/apis/policy/v1/namespaces/{namespace}"
+    paths = [base, f"{base}/services/tiny", f"{base}/serviceaccounts/tiny", f"{policy}/poddisruptionbudgets/tiny"]
+    found = {path: connection.get(path)["metadata"]["resourceVersion"] for path in paths}
+    for item in connection.get(f"{apps}/deployments")["items"]:
+        found[item["metadata"]["name"]] = item["metadata"]["resourceVersion"]
+    return found
+
+
+def test_a_release_is_served_behind_the_endpoints_service(
+    deploy: Deploy, connection: ClusterConnection, namespace: str
+) -> None:
+    deployed = deploy()
+
+    assert deployed.changed
+    assert (deployed.service, deployed.port, deployed.served_model_name) == ("tiny", 8000, "org/tiny")
+    models = connection.service_proxy(namespace, "tiny", 8000).request("GET", "/v1/models").json()
+    assert [entry["id"] for entry in models["data"]] == ["org/tiny"]
+    pod = connection.get(f"/api/v1/namespaces/{namespace}/pods/{deployed.pod}")
+    assert pod["metadata"]["annotations"]["streamway/release"] == SHA
+    assert deployed.node == pod["spec"]["nodeName"]
+
+
+def test_the_start_is_split_into_its_phases(deploy: Deploy) -> None:
+    deployed = deploy(START_SECONDS="1.5")
+
+    phases = {phase.name: phase.seconds for phase in deployed.phases}
+    assert list(phases) == ["schedule", "pull image", "start engine", "stream weights", "initialise engine"]
+    assert phases["start engine"] + phases["stream weights"] >= 1.0
+    assert deployed.streamer is not None
+    assert (deployed.streamer.seconds, round(deployed.streamer.gib_per_second, 3)) == (0.5, 0.501)
+
+
+def test_the_wait_tells_what_happens(deploy: Deploy, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[int, int]] = []
+    with caplog.at_level(logging.INFO, logger="streamway.server"):
+        deploy(on_progress=lambda done, total: told.append((done, total)))
+
+    sentences = " | ".join(caplog.messages)
+    for part in ("was scheduled on node", "the engine's container runs", "weights streamed: 0.25 GiB", "ready after"):
+        assert part in sentences
+    assert told[-1] == (256 * 1024**2, 256 * 1024**2)
+
+
+def test_the_same_settings_again_change_nothing(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:
+    first = deploy()
+    before = versions(connection, namespace)
+
+    again = deploy()
+
+    assert versions(connection, namespace) == before
+    assert not again.changed
+    assert (again.revision, again.pod, again.phases) == (first.revision, first.pod, ())
+
+
+def test_a_dry_run_changes_nothing(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:
+    planned = deploy(dry_run=True)
+
+    assert planned.changed
+    assert connection.get(f"/apis/apps/v1/namespaces/{namespace}/deployments")["items"] == []
+    assert connection.find(f"/api/v1/namespaces/{namespace}/services/tiny") is None
+
+
+def test_a_dry_run_of_what_runs_finds_no_change(deploy: Deploy) -> None:
+    deploy()
+
+    assert not deploy(dry_run=True).changed
+
+
+def test_a_dry_run_without_a_namespace_makes_none(deploy: Deploy, connection: ClusterConnection) -> None:
+    assert deploy(dry_run=True, namespace="test-not-there").changed
+    assert connection.find("/api/v1/namespaces/test-not-there") is None
+
+
+def test_objects_of_others_are_not_adopted(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "tiny", "labels": {"app.kubernetes.io/managed-by": "Helm"}},
+        "spec": {"selector": {"app": "theirs"}, "ports": [{"port": 80}]},
+    }
+    connection.request("POST", f"/api/v1/namespaces/{namespace}/services", body=service)
+
+    with pytest.raises(ApplyConflictError) as caught:
+        deploy()
+
+    assert "Service tiny" in caught.value.problem
+    assert "belongs to Helm" in caught.value.problem
+
+
+def test_a_service_account_that_was_there_is_used_as_it_is(
+    deploy: Deploy, connection: ClusterConnection, namespace: str
+) -> None:
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "reader"}}
+    version = connection.request("POST", path, body=account)["metadata"]["resourceVersion"]
+
+    deployed = deploy(service_account="reader")
+
+    assert connection.get(f"{path}/reader")["metadata"]["resourceVersion"] == version
+    pod = connection.get(f"/api/v1/namespaces/{namespace}/pods/{deployed.pod}")
+    assert pod["spec"]["serviceAccountName"] == "reader"
+
+
+def test_a_conflict_names_the_other_manager_and_is_not_forced(
+    deploy: Deploy, connection: ClusterConnection, namespace: str
+) -> None:
+    deployed = deploy()
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/tiny-{deployed.revision}"
+    theirs = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": f"tiny-{deployed.revision}"},
+        "spec": {"progressDeadlineSeconds": 77},
+    }
+    connection.request(
+        "PATCH",
+        path,
+        query={"fieldManager": "their-tool", "force": True},
+        body=theirs,
+        content_type="application/apply-patch+yaml",
+    )
+
+    with pytest.raises(ApplyConflictError) as caught:
+        deploy()
+
+    assert '"their-tool"' in caught.value.problem
+    assert "progressDeadlineSeconds" in caught.value.problem
+    assert connection.get(path)["spec"]["progressDeadlineSeconds"] == 77
+    deploy(force=True)
+    assert connection.get(path)["spec"]["progressDeadlineSeconds"] != 77
+
+
+def test_a_namespace_is_made_where_there_is_none(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:
+    made = f"{namespace}-more"
+    try:
+        deploy(namespace=made)
+        labels = connection.get(f"/api/v1/namespaces/{made}")["metadata"]["labels"]
+        assert labels["app.kubernetes.io/managed-by"] == "streamway"
+    finally:
+        connection.request("DELETE", f"/api/v1/namespaces/{made}")
+
+
+def test_a_namespace_that_was_there_is_not_labelled(
+    deploy: Deploy, connection: ClusterConnection, namespace: str
+) -> None:
+    deploy()
+
+    labels = connection.get(f"/api/v1/namespaces/{namespace}")["metadata"].get("labels", {})
+    assert "app.kubernetes.io/managed-by" not in labels
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    deploy: Deploy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any
+) -> None:
+    config = yaml.safe_load(Path(cluster.kubeconfig).read_text())
+    config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+
+    with pytest.raises(ClusterUnreachableError) as caught:
+        deploy()
+
+    assert "https://127.0.0.1:9" in caught.value.problem
