@@ -96,6 +96,7 @@ def convert_weights(
     weights_uri: str,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     copy_unchanged: bool = False,
+    sha256: bool | None = None,
     memory_bytes: int = MEMORY_BYTES,
     on_progress: Progress | None = None,
 ) -> ConvertedWeights:
@@ -107,6 +108,8 @@ def convert_weights(
         weights_uri: Where new files and the record go; folder or prefix.
         shard_bytes: Most bytes of tensors in one new shard.
         copy_unchanged: Copy what needs no change as well, so that `weights_uri` is a complete model.
+        sha256: Whether new files get one. It takes longer than copying between local disks, so by default a complete
+            local copy (`copy_unchanged`) is proved by crc32c alone, and whatever goes towards a release gets both.
         memory_bytes: Most memory for bytes in flight.
         on_progress: Called with (bytes done, bytes in all).
 
@@ -123,7 +126,8 @@ def convert_weights(
     source = read_source(snapshot_uri)
     if copy_unchanged:
         _refuse_own_folder(snapshot_uri, weights_uri)
-    work = _Work(source, _absolute(weights_uri), shard_bytes, copy_unchanged, memory_bytes, on_progress)
+    hashed = is_gs(weights_uri) or not copy_unchanged if sha256 is None else sha256
+    work = _Work(source, _absolute(weights_uri), shard_bytes, copy_unchanged, hashed, memory_bytes, on_progress)
     earlier = work.find_earlier()
     if earlier:
         log.info("%s is complete already; nothing was moved.", weights_uri)
@@ -177,6 +181,7 @@ class _Work:
         weights_uri: str,
         shard_bytes: int,
         copy_unchanged: bool,
+        sha256: bool,
         memory_bytes: int,
         on_progress: Progress | None,
     ) -> None:
@@ -184,6 +189,7 @@ class _Work:
         self.uri = weights_uri
         self.shard_bytes = shard_bytes
         self.copy_unchanged = copy_unchanged
+        self.sha256 = sha256
         local = not is_gs(weights_uri)
         self.memory_bytes = min(memory_bytes, _LOCAL_MEMORY_BYTES) if local else memory_bytes
         self.workers = _LOCAL_WORKERS if local else _REMOTE_WORKERS
@@ -191,7 +197,7 @@ class _Work:
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> str:
-        row = hashlib.sha256(f"{_RULES_VERSION} {self.shard_bytes} {self.copy_unchanged}".encode())
+        row = hashlib.sha256(f"{_RULES_VERSION} {self.shard_bytes} {self.copy_unchanged} {self.sha256}".encode())
         for file in self.source.files:
             row.update(f"\n{file.path}\0{file.size_bytes}\0{version_of(file)}".encode("utf-8", "surrogatepass"))
         return row.hexdigest()
@@ -325,7 +331,11 @@ class _Work:
 
     def _move(self, plans: Sequence[FilePlan]) -> tuple[WrittenFile, ...]:
         return write_files(
-            plans, memory_bytes=self.memory_bytes, workers=self.workers, sha256=True, on_progress=self.on_progress
+            plans,
+            memory_bytes=self.memory_bytes,
+            workers=self.workers,
+            sha256=self.sha256,
+            on_progress=self.on_progress,
         )
 
     def _place_kept(self, plan: _Plan, folder: ModelFolder) -> "_Placed":

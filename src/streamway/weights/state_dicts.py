@@ -88,7 +88,7 @@ def _check_names(tensors: dict[Any, TensorRef], subject: str) -> None:
             raise CheckpointError(f"{subject}: a tensor is named by a {type(name).__name__}, expected text.")
         hostile = not name or name == "__metadata__" or any(ord(character) < 32 for character in name)
         if hostile or any(0xD800 <= ord(character) < 0xE000 for character in name):
-            raise CheckpointError(f"{subject}: {show_name(name)!r} cannot be the name of a tensor in safetensors.")
+            raise CheckpointError(f"{subject}: {show_name(name)} cannot be the name of a tensor in safetensors.")
 
 
 def _describe(path: tuple[str, ...], key: Any, value: Any) -> str:

@@ -233,6 +233,13 @@ def _encode(arguments: tuple[Any, ...]) -> bytes:
     return text.encode(encoding)
 
 
+def _empty_bytes(arguments: tuple[Any, ...]) -> bytes:
+    """Before protocol 3, empty bytes are a call without arguments."""
+    if arguments:
+        raise ValueError("only empty bytes are written as a call")
+    return b""
+
+
 def _opaque(what: str) -> Any:
     return lambda _arguments: Opaque(what)
 
@@ -250,6 +257,8 @@ _PLAIN_CONSTRUCTORS: Mapping[str, Any] = {
     "torch.device": _opaque("torch.device"),
     "torch.serialization._get_layout": _opaque("torch.layout"),
     "_codecs.encode": _encode,
+    "builtins.bytes": _empty_bytes,
+    "__builtin__.bytes": _empty_bytes,
     "builtins.set": _opaque("set"),
     "builtins.frozenset": _opaque("frozenset"),
     "builtins.complex": _opaque("complex"),

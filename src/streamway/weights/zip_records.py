@@ -192,7 +192,7 @@ class ZipRecords:
             raise self.refuse(f"a member's name is not UTF-8: {show_name(repr(raw))}") from error
         parts = name.split("/")
         if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-            raise self.refuse(f"a member's name leaves the archive or is empty: {show_name(name)!r}")
+            raise self.refuse(f"a member's name leaves the archive or is empty: {show_name(name)}")
         return name
 
     def _widen(self, name: str, extra: bytes, packed: int, size: int, header_offset: int) -> tuple[int, int, int]:
