@@ -28,7 +28,8 @@ async def read_body(request: web.Request) -> Any:
         return None
     kind = request.content_type
     if "protobuf" in kind or "cbor" in kind:
-        text = "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml"
+        known = "application/json, application/yaml"
+        text = f"the body of the request was in an unknown format - accepted media types include: {known}"
         raise ApiError(415, "UnsupportedMediaType", text, {})
     try:
         return json.loads(content)

@@ -88,8 +88,10 @@ def _selector(selector: Object | None) -> str:
     if not selector:
         return "<none>"
     pairs = [f"{key}={value}" for key, value in sorted((selector.get("matchLabels") or {}).items())]
-    for one in selector.get("matchExpressions") or []:
-        pairs.append(f"{one['key']} {one['operator'].lower()} ({','.join(one.get('values') or [])})")
+    pairs += [
+        f"{one['key']} {one['operator'].lower()} ({','.join(one.get('values') or [])})"
+        for one in selector.get("matchExpressions") or []
+    ]
     return ",".join(pairs) or "<none>"
 
 

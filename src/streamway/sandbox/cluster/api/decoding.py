@@ -1,4 +1,4 @@
-"""Turn a request's body into an object of a kind: types are checked, unknown fields reported or dropped, nulls removed."""
+"""Turn a request's body into an object of a kind: types checked, unknown fields reported or dropped, nulls removed."""
 
 from typing import Any
 

@@ -122,7 +122,9 @@ def evict(registry: Registry, namespace: str, name: str, body: Any, caller: Call
         wanted = dig(budget, "status", "desiredHealthy", default=0)
         cause = {
             "reason": "DisruptionBudget",
-            "message": f"The disruption budget {name_of(budget)} needs {wanted} healthy pods and has {healthy} currently",
+            "message": (
+                f"The disruption budget {name_of(budget)} needs {wanted} healthy pods and has {healthy} currently"
+            ),
         }
         text = "Cannot evict pod as it would violate the pod's disruption budget."
         raise ApiError(429, "TooManyRequests", text, {"causes": [cause]})

@@ -1,4 +1,4 @@
-"""The three patch languages: JSON patch (RFC 6902), JSON merge patch (RFC 7386) and Kubernetes' strategic merge patch."""
+"""The patch languages: JSON patch (RFC 6902), JSON merge patch (RFC 7386), Kubernetes' strategic merge patch."""
 
 from typing import Any
 

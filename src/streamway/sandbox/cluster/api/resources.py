@@ -14,7 +14,7 @@ from streamway.sandbox.cluster.api.deletion import delete, evict
 from streamway.sandbox.cluster.api.kinds import EVENT, NAMESPACE, NEW_EVENT, POD, Kind
 from streamway.sandbox.cluster.api.new_events import from_new_event, to_new_event
 from streamway.sandbox.cluster.api.patches import json_patch, merge_patch, strategic_patch
-from streamway.sandbox.cluster.api.presentation import read_form
+from streamway.sandbox.cluster.api.presentation import Form, read_form
 from streamway.sandbox.cluster.api.registry import Registry
 from streamway.sandbox.cluster.api.schema import load_schema
 from streamway.sandbox.cluster.api.selectors import ObjectTest, parse_fields, parse_labels
@@ -277,7 +277,7 @@ def _selection(request: web.Request, kind: Kind) -> ObjectTest:
     return lambda item: by_labels(labels_of(item)) and by_fields(item)
 
 
-def _form(request: web.Request) -> Any:
+def _form(request: web.Request) -> Form:
     return read_form(request.headers.get("Accept", ""), request.query.get("includeObject", ""))
 
 

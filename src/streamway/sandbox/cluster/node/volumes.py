@@ -58,7 +58,7 @@ class Volumes:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _make(self, facts: PodFacts, volume: Object) -> Path:
-        place = self._folder / volume["name"]
+        place = self._folder / str(volume["name"])
         if volume.get("hostPath") is not None:
             return _host_path(volume["hostPath"])
         if volume.get("persistentVolumeClaim") is not None:
