@@ -111,6 +111,8 @@ def engine_environment(engine: Engine) -> dict[str, str]:
         # Bound threads of two engines, an old one and a new one, would share one core.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        # A socket's path has at most 107 characters, and a pod's own folder for temporary files is deep.
+        "VLLM_RPC_BASE_PATH": "/tmp",
     }
 
 
