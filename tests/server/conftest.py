@@ -4,6 +4,7 @@ Where KUBECONFIG is set the cluster is that one, with STREAMWAY_TEST_IMAGE namin
 as its `vllm`; otherwise the sandbox's cluster is started. No test knows which it is.
 """
 
+import base64
 import json
 import os
 import subprocess
@@ -49,6 +50,7 @@ class Misfortunes:
 
     url: str = ""
     token: str = ""
+    authority: str = ""
 
     def cause(self, path: str, **details: Any) -> Any:
         if not self.url:
@@ -61,7 +63,7 @@ class Misfortunes:
             self._ask("POST", "nodes", {"count": 1, "gpus": 1})
 
     def _ask(self, method: str, path: str, details: Any) -> Any:
-        answer = urllib3.request(
+        answer = urllib3.PoolManager(ca_cert_data=self.authority or None).request(
             method,
             f"{self.url}/sandbox/{path}",
             json=details,
@@ -103,8 +105,7 @@ def session_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
     try:
         part = _started(folder / "cluster.json", process, folder / "log")
         kubeconfig = part["environment"]["KUBECONFIG"]
-        user = json.loads(_as_json(Path(kubeconfig)))["users"][0]["user"]
-        misfortunes = Misfortunes(url=part["url"], token=user["token"])
+        misfortunes = _misfortunes(part["url"], json.loads(_as_json(Path(kubeconfig))))
         misfortunes.cause("node-settings", backoff_seconds=0.5, longest_backoff_seconds=2.0, memory_sample_seconds=0.2)
         yield Cluster(kubeconfig, "example.com/engine-double:1", misfortunes)
     finally:
@@ -183,6 +184,14 @@ def _started(path: Path, process: subprocess.Popen[bytes], log: Path) -> dict[st
             break
         time.sleep(0.05)
     raise AssertionError(f"the cluster did not start:\n{log.read_text()}")
+
+
+def _misfortunes(url: str, config: dict[str, Any]) -> Misfortunes:
+    server = config["clusters"][0]["cluster"]
+    authority = base64.b64decode(server.get("certificate-authority-data", "")).decode()
+    if path := server.get("certificate-authority"):
+        authority = Path(path).read_text()
+    return Misfortunes(url=url, token=config["users"][0]["user"]["token"], authority=authority)
 
 
 def _as_json(path: Path) -> str:

@@ -20,6 +20,8 @@ _CLOUD_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 # Credentials are renewed this long before they expire, so that none expires between the check and its use.
 _EXPIRY_MARGIN_SECONDS = 120
 _CONNECTIONS = 16
+# An address where nobody listens is told soon; a slow one has the caller's time.
+_RETRY_SECONDS = 2.0
 
 
 def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnection:
@@ -194,7 +196,7 @@ def _certificate_file(encoded: str) -> str:
 def _prove(connection: ClusterConnection, timeout_seconds: float) -> None:
     """One small authenticated read: discovery is open to everyone the cluster knows."""
     try:
-        found = connection.get("/api", timeout_seconds=timeout_seconds)
+        found = connection.request("GET", "/api", timeout_seconds=timeout_seconds, retry_seconds=_RETRY_SECONDS)
     except ClusterPermissionError:
         return
     except ApiServerError as error:

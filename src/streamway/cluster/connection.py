@@ -98,24 +98,26 @@ class ClusterConnection:
         body: Any = None,
         content_type: str = "application/json",
         timeout_seconds: float = 30,
+        retry_seconds: float | None = None,
     ) -> Manifest:
         """Send one request and return the object in its answer.
 
-        A refused connection and a busy server are retried until `timeout_seconds` are over, except for POST, which
-        may have taken effect.
+        A refused connection and a busy server are tried again for `retry_seconds` (as long as the timeout, where
+        nothing is said), except for POST, which may have taken effect.
 
         Raises:
             ClusterUnreachableError: nothing answered, or it does not know us.
             ClusterPermissionError: RBAC or an admission webhook refused.
             ApiServerError: any other refusal, with the API server's words.
         """
-        deadline = time.monotonic() + timeout_seconds
-        pause = 0.2
+        began, pause = time.monotonic(), 0.2
+        deadline = began + timeout_seconds
+        last_try = deadline if retry_seconds is None else began + retry_seconds
         while True:
             try:
                 return self._request_once(method, path, query, body, content_type, deadline)
             except (ApiServerError, ClusterUnreachableError) as error:
-                if method == "POST" or not _may_pass(error) or time.monotonic() + pause > deadline:
+                if method == "POST" or not _may_pass(error) or time.monotonic() + pause > last_try:
                     raise
             time.sleep(pause)
             pause = min(pause * 2, 3.0)

@@ -172,7 +172,7 @@ def deploy_server(
     connection = connect(cluster)
     changed = _apply_surroundings(connection, spec, force=force, dry_run=dry_run)
     if dry_run:
-        return _dry_run(connection, spec, force=force)
+        return _dry_run(connection, spec, force=force, changed=changed)
     plan = Plan(
         revision=revision_of(spec),
         deployment=deployment_manifest(spec),
@@ -244,10 +244,9 @@ def _apply_surroundings(connection: ClusterConnection, spec: ServerSpec, *, forc
     return changed
 
 
-def _dry_run(connection: ClusterConnection, spec: ServerSpec, *, force: bool) -> DeployedServer:
+def _dry_run(connection: ClusterConnection, spec: ServerSpec, *, force: bool, changed: bool) -> DeployedServer:
     revision, derived = revision_of(spec), derive(spec)
     endpoint = read_endpoint(connection, spec.namespace, spec.name)
-    changed = False
     if connection.find(f"/api/v1/namespaces/{spec.namespace}") is not None:
         service = service_manifest(spec.namespace, spec.name, revision=revision, annotations=endpoint.annotations)
         for manifest in (deployment_manifest(spec), *autoscaler_manifests(spec), service):

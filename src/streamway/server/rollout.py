@@ -142,15 +142,16 @@ class _Waiting:
         self._logs.stop()
 
     def until_ready(self) -> Rollout:
-        seen, found = 0, list[Finding]()
+        seen, found, waited = 0, list[Finding](), False
         while True:
             seen = self._view.wait(seen, timeout_seconds=1.0)
             if self._view.complete:
                 deployment = self._find_deployment()
                 pods = self._view.objects("pods")
-                self._follow(pods)
                 if deployment is not None and is_ready(deployment) and any(map(_is_pod_ready, pods)):
-                    return self._finish(pods)
+                    return self._finish(pods, waited=waited)
+                waited = True
+                self._follow(pods)
                 found = self._judge(deployment, pods)
             if self._clock.total() > self._patience.deadline_seconds:
                 raise self._out_of_time(found)
@@ -234,8 +235,10 @@ class _Waiting:
             reason=found[0].reason if found else "deadline",
         )
 
-    def _finish(self, pods: list[Manifest]) -> Rollout:
-        waited = self._clock.has("started") and self._clock.mark("ready")
+    def _finish(self, pods: list[Manifest], *, waited: bool) -> Rollout:
+        if waited:
+            self._follow(pods)
+            self._clock.mark("ready")
         pod = next(pod for pod in reversed(pods) if _is_pod_ready(pod))
         self._logs.follow(pod)
         log = self._logs.when_streamed(_LOG_PATIENCE_SECONDS)
@@ -276,9 +279,6 @@ class _Clock:
 
     def forget(self, name: str) -> None:
         self._marks.pop(name, None)
-
-    def has(self, name: str) -> bool:
-        return name in self._marks
 
     def doing(self) -> str:
         return next(words for mark, words in self._DOING if not mark or mark in self._marks)
