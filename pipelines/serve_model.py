@@ -7,10 +7,12 @@ from streamway.components import (
     deploy_server,
     enable_cache,
     pull_model,
+    record_passage,
     report_run,
     smoke_test,
     upload_model,
 )
+from streamway.pipelines.workers import asker, judge, mover
 
 ENGINE_IMAGE = "vllm/vllm-openai:v0.32.0"
 
@@ -40,6 +42,7 @@ def serve_model(
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
     questions: list = [],  # noqa: B006
+    stage: str = "",
 ):
     """Take a Hugging Face model id to a verified OpenAI endpoint on GKE.
 
@@ -50,7 +53,8 @@ def serve_model(
     5. Deploy vLLM, which streams the weights from the bucket.
     6. Smoke-test the new revision; traffic moves to it only if it answers correctly.
 
-    Whatever happens, the exit handler writes the run's report.
+    Where a stage is named, the release's gate is written: it has passed this stage. Whatever happens, the exit
+    handler writes the run's report.
 
     Args:
         model_id: Hugging Face model id, as `org/name`.
@@ -72,9 +76,10 @@ def serve_model(
         environment: More environment variables for the engine.
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
         questions: Questions with expected answers, each with `prompt` and `expect`.
+        stage: Stage that this run proves the release for, such as staging; empty records nothing.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
-    finish = report_run(run_uri=run_uri).set_display_name("Report")
+    finish = asker(report_run(run_uri=run_uri), "Report")
 
     with dsl.ExitHandler(finish, name="six steps"):
         pulled = pull_model(
@@ -85,7 +90,8 @@ def serve_model(
             token_secret=token_secret,
             allowed_licences=allowed_licences,
             allow_remote_code=allow_remote_code,
-        ).set_display_name("1 Pull")
+        )
+        mover(pulled, "1 Pull")
 
         converted = convert_weights(
             model_id=model_id,
@@ -93,44 +99,44 @@ def serve_model(
             release_root=release_root,
             run_uri=run_uri,
             snapshot=pulled.outputs["snapshot"],
-        ).set_display_name("2 Convert")
+        )
+        mover(converted, "2 Convert")
 
         published = upload_model(
             release_root=release_root,
             run_uri=run_uri,
             weights=converted.outputs["weights"],
-        ).set_display_name("3 Upload")
+        )
+        mover(published, "3 Upload")
 
         cached = enable_cache(
             run_uri=run_uri,
             release=published.outputs["release"],
             zones=cache_zones,
             ttl_hours=cache_ttl_hours,
-        ).set_display_name("4 Cache")
-
-        deployed = (
-            deploy_server(
-                model_id=model_id,
-                commit_sha=pulled.outputs["commit_sha"],
-                size_bytes=published.outputs["size_bytes"],
-                run_uri=run_uri,
-                release=published.outputs["release"],
-                name=name,
-                image=image,
-                cluster=cluster,
-                namespace=namespace,
-                accelerator=accelerator,
-                gpu_count=gpu_count,
-                zone=zone,
-                engine_arguments=engine_arguments,
-                environment=environment,
-                strategy=strategy,
-            )
-            .after(cached)
-            .set_display_name("5 Deploy")
         )
+        asker(cached, "4 Cache")
 
-        smoke_test(
+        deployed = deploy_server(
+            model_id=model_id,
+            commit_sha=pulled.outputs["commit_sha"],
+            size_bytes=published.outputs["size_bytes"],
+            run_uri=run_uri,
+            release=published.outputs["release"],
+            name=name,
+            image=image,
+            cluster=cluster,
+            namespace=namespace,
+            accelerator=accelerator,
+            gpu_count=gpu_count,
+            zone=zone,
+            engine_arguments=engine_arguments,
+            environment=environment,
+            strategy=strategy,
+        )
+        judge(deployed.after(cached), "5 Deploy")
+
+        proved = smoke_test(
             commit_sha=pulled.outputs["commit_sha"],
             run_uri=run_uri,
             name=name,
@@ -141,4 +147,15 @@ def serve_model(
             cluster=cluster,
             namespace=namespace,
             questions=questions,
-        ).set_display_name("6 Smoke test")
+        )
+        judge(proved, "6 Smoke test")
+
+        with dsl.If(stage != "", name="a stage is named"):
+            passed = record_passage(
+                model_id=model_id,
+                commit_sha=pulled.outputs["commit_sha"],
+                release_root=release_root,
+                run_uri=run_uri,
+                stage=stage,
+            )
+            asker(passed.after(proved), "Gate")

@@ -23,7 +23,8 @@ sees: the subject and its value, what is wrong, what was expected beside what wa
     │   ├── BucketNotFoundError       41
     │   ├── StorageAccessError        42
     │   ├── ReleaseError              43   a published release disagrees with its manifest
-    │   └── GateError                 44   a release has not passed what it must have passed
+    │   ├── GateError                 44   a release has not passed what it must have passed
+    │   └── InUseError                45   something still serves from what should be taken away
     ├── CacheError                    50   Anywhere Cache refuses
     ├── ClusterError                  60   the cluster refuses
     │   ├── ClusterUnreachableError   61
@@ -143,6 +144,10 @@ class ReleaseError(StorageError):
 
 class GateError(StorageError):
     exit_code = 44
+
+
+class InUseError(StorageError):
+    exit_code = 45
 
 
 class CacheError(StreamwayError):

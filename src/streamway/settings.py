@@ -190,6 +190,7 @@ class Settings(_Section):
             "environment": dict(self.server.environment),
             "strategy": self.server.strategy,
             "questions": [question.model_dump() for question in self.smoke.questions],
+            "stage": self.promotion.stage,
         }
 
 

@@ -1,0 +1,50 @@
+"""Retirement, first step: what would be taken away, and whether anybody else still uses it."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from streamway.components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def plan_retirement(
+    name: str,
+    release_root: str,
+    run_uri: str,
+    cluster: str = "",
+    namespace: str = "models",
+    cache_zones: list = [],  # noqa: B006
+    delete_releases: bool = False,
+    releases: list = [],  # noqa: B006
+) -> NamedTuple("Outputs", [("releases", list), ("cache_zones", list)]):
+    """Refuse before anything is touched, if something else serves from what would be taken away.
+
+    Args:
+        name: Name of the endpoint.
+        release_root: Root of the releases.
+        run_uri: Where this run keeps its journal.
+        cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
+        namespace: Kubernetes namespace of the endpoint.
+        cache_zones: Zones whose caches of the bucket are to be disabled; empty for none.
+        delete_releases: Whether the releases that the endpoint serves from are to be deleted.
+        releases: More releases to delete, as URIs.
+
+    Returns:
+        releases: Releases to delete.
+        cache_zones: Zones whose caches to disable.
+    """
+    from streamway import report, retirement
+
+    with report.step("plan_retirement", run_uri) as step:
+        plan = retirement.plan_retirement(
+            name=name,
+            namespace=namespace,
+            release_root=release_root,
+            cluster=cluster,
+            cache_zones=cache_zones,
+            delete_releases=delete_releases,
+            releases=releases,
+        )
+        step.keep(plan)
+    return (list(plan.releases), list(plan.zones))

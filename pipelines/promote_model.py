@@ -1,0 +1,137 @@
+"""promote_model: a release that has passed one stage serves in the next one, without the Hub."""
+
+from kfp import dsl
+
+from streamway.components import (
+    deploy_server,
+    enable_cache,
+    promote_release,
+    record_passage,
+    report_run,
+    smoke_test,
+)
+from streamway.pipelines.serve_model import ENGINE_IMAGE
+from streamway.pipelines.workers import asker, judge, mover
+
+
+@dsl.pipeline(
+    name="promote-model",
+    display_name="Promote a model",
+    description="A release that has passed elsewhere, copied by its commit, served and proved again.",
+)
+def promote_model(
+    model_id: str,
+    commit_sha: str,
+    source_root: str,
+    release_root: str,
+    name: str,
+    requires: list = ["staging"],  # noqa: B006
+    stage: str = "",
+    cache_zones: list = [],  # noqa: B006
+    cache_ttl_hours: float = 24.0,
+    cluster: str = "",
+    namespace: str = "models",
+    image: str = ENGINE_IMAGE,
+    accelerator: str = "nvidia-l4",
+    gpu_count: int = 0,
+    zone: str = "",
+    engine_arguments: list = [],  # noqa: B006
+    environment: dict = {},  # noqa: B006
+    strategy: str = "auto",
+    questions: list = [],  # noqa: B006
+):
+    """Take a release that has passed other stages to the endpoint of this one.
+
+    1. Promote: check the release, its manifest and the stages it has passed; copy it inside Cloud Storage.
+    2. Enable the Anywhere Cache of each zone.
+    3. Deploy vLLM, which streams the weights from the bucket.
+    4. Smoke-test the new revision; traffic moves to it only if it answers correctly.
+
+    Where a stage is named, the release's gate is written: it has passed this stage too. Whatever happens, the exit
+    handler writes the run's report.
+
+    Args:
+        model_id: Hugging Face model id, as `org/name`.
+        commit_sha: The commit to promote, as 40 hex digits.
+        source_root: Where the release is, as gs://BUCKET/PREFIX.
+        release_root: Where it shall serve from, as gs://BUCKET/PREFIX.
+        name: Name of the endpoint.
+        requires: Stages that the release must have passed at its source; empty asks for none.
+        stage: Stage that this run proves the release for, such as production; empty records nothing.
+        cache_zones: Zones to cache the bucket in; empty for none.
+        cache_ttl_hours: How long a cache entry lives, 1 to 168 hours.
+        cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
+        namespace: Kubernetes namespace of the endpoint.
+        image: The engine's image.
+        accelerator: GKE accelerator, such as nvidia-l4.
+        gpu_count: GPUs for the server; 0 derives them from the size of the model.
+        zone: Zone to keep the server in; empty for any.
+        engine_arguments: More arguments for `vllm serve`.
+        environment: More environment variables for the engine.
+        strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
+        questions: Questions with expected answers, each with `prompt` and `expect`.
+    """
+    run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
+    finish = asker(report_run(run_uri=run_uri), "Report")
+
+    with dsl.ExitHandler(finish, name="promotion"):
+        promoted = promote_release(
+            model_id=model_id,
+            commit_sha=commit_sha,
+            source_root=source_root,
+            release_root=release_root,
+            run_uri=run_uri,
+            requires=requires,
+        )
+        mover(promoted, "1 Promote")
+
+        cached = enable_cache(
+            run_uri=run_uri,
+            release=promoted.outputs["release"],
+            zones=cache_zones,
+            ttl_hours=cache_ttl_hours,
+        )
+        asker(cached, "2 Cache")
+
+        deployed = deploy_server(
+            model_id=model_id,
+            commit_sha=commit_sha,
+            size_bytes=promoted.outputs["size_bytes"],
+            run_uri=run_uri,
+            release=promoted.outputs["release"],
+            name=name,
+            image=image,
+            cluster=cluster,
+            namespace=namespace,
+            accelerator=accelerator,
+            gpu_count=gpu_count,
+            zone=zone,
+            engine_arguments=engine_arguments,
+            environment=environment,
+            strategy=strategy,
+        )
+        judge(deployed.after(cached), "3 Deploy")
+
+        proved = smoke_test(
+            commit_sha=commit_sha,
+            run_uri=run_uri,
+            name=name,
+            revision=deployed.outputs["revision"],
+            service=deployed.outputs["service"],
+            port=deployed.outputs["port"],
+            served_model_name=deployed.outputs["served_model_name"],
+            cluster=cluster,
+            namespace=namespace,
+            questions=questions,
+        )
+        judge(proved, "4 Smoke test")
+
+        with dsl.If(stage != "", name="a stage is named"):
+            passed = record_passage(
+                model_id=model_id,
+                commit_sha=commit_sha,
+                release_root=release_root,
+                run_uri=run_uri,
+                stage=stage,
+            )
+            asker(passed.after(proved), "Gate")

@@ -1,0 +1,68 @@
+"""retire_model: an endpoint goes, and with it what only it used."""
+
+from kfp import dsl
+
+from streamway.components import plan_retirement, report_run, retire_cache, retire_releases, retire_server
+from streamway.pipelines.workers import asker
+
+
+@dsl.pipeline(
+    name="retire-model",
+    display_name="Retire a model",
+    description="Takes an endpoint away, with its caches and releases where nothing else uses them.",
+)
+def retire_model(
+    name: str,
+    release_root: str,
+    cluster: str = "",
+    namespace: str = "models",
+    cache_zones: list = [],  # noqa: B006
+    delete_releases: bool = False,
+    releases: list = [],  # noqa: B006
+):
+    """Take an endpoint away, and nothing from under another one.
+
+    1. Plan: refuse before anything is touched, where something else serves from what would go.
+    2. Retire the server: the endpoint with all its revisions.
+    3. Retire the caches: disable the Anywhere Cache of each zone.
+    4. Retire the releases: delete them, their manifests first.
+
+    Whatever happens, the exit handler writes the run's report.
+
+    Args:
+        name: Name of the endpoint.
+        release_root: Root of its releases, as gs://BUCKET/PREFIX; nothing outside it is ever deleted.
+        cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
+        namespace: Kubernetes namespace of the endpoint.
+        cache_zones: Zones whose caches of the bucket are to be disabled; empty for none.
+        delete_releases: Whether the releases that the endpoint serves from are to be deleted.
+        releases: More releases to delete, as URIs, such as those of an endpoint that is gone already.
+    """
+    run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
+    finish = asker(report_run(run_uri=run_uri), "Report")
+
+    with dsl.ExitHandler(finish, name="retirement"):
+        planned = plan_retirement(
+            name=name,
+            release_root=release_root,
+            run_uri=run_uri,
+            cluster=cluster,
+            namespace=namespace,
+            cache_zones=cache_zones,
+            delete_releases=delete_releases,
+            releases=releases,
+        )
+        asker(planned, "1 Plan")
+
+        served = retire_server(name=name, run_uri=run_uri, cluster=cluster, namespace=namespace)
+        asker(served.after(planned), "2 Server")
+
+        cached = retire_cache(
+            release_root=release_root, run_uri=run_uri, cluster=cluster, zones=planned.outputs["cache_zones"]
+        )
+        asker(cached.after(served), "3 Caches")
+
+        stored = retire_releases(
+            release_root=release_root, run_uri=run_uri, cluster=cluster, releases=planned.outputs["releases"]
+        )
+        asker(stored.after(cached), "4 Releases")
