@@ -139,7 +139,7 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
         f"Model     {summary['served_model_name']}  ({summary['model_id']} at {summary['commit_sha'][:12]})",
         f"Release   {summary['release']}",
     ]
-    for answer in summary["answers"]:
+    for answer in [answer for answer in summary["answers"] if not answer["streamed"]]:
         lines += [f"Asked     {answer.get('prompt', '')}", f"Answered  {answer.get('text', '')}"]
     lines.append(_moved_line(summary))
     timeline = ", ".join(

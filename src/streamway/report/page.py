@@ -229,7 +229,7 @@ def _answers(journal: RunJournal) -> str:
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
     asked = "".join(
-        f"<blockquote><p>{escape(str(answer.get('prompt', '')))}</p>"
+        f"<blockquote><p>{escape(str(answer.get('prompt', '')))}{' (streamed)' if answer.get('streamed') else ''}</p>"
         f"<p><strong>{escape(str(answer.get('text', '')))}</strong></p></blockquote>"
         for answer in smoke.get("answers") or []
         if isinstance(answer, dict)
