@@ -277,6 +277,20 @@ def test_images_are_told_what_a_pods_machine_knows(state_path: Path, stub: Path)
     assert entry["environment"]["HF_HUB_OFFLINE"] == "0"
 
 
+def test_engines_have_a_short_place_for_sockets_that_goes_with_the_sandbox(state_path: Path, stub: Path) -> None:
+    image = sandbox.Image(pattern="engine:*", bin_path="/opt/engine/bin")
+    sandbox.up(state_path, config=config_of(stub, "serve", images=(image,)))
+    (entry,) = json.loads((state_path / "images.json").read_text())
+    sockets = Path(entry["environment"]["VLLM_RPC_BASE_PATH"])
+
+    # A name of 36 characters is added; the kernel allows 107 in all.
+    assert len(str(sockets)) + 1 + 36 <= 107
+    (sockets / "left-behind").touch()
+    sandbox.down(state_path)
+
+    assert not sockets.exists()
+
+
 def test_processes_that_ended_are_not_waited_for() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         identity = identify(process.pid)

@@ -114,8 +114,6 @@ def engine_environment(engine: Engine) -> dict[str, str]:
         "OMP_NUM_THREADS": str(os.cpu_count() or 1),
         # A pod's own temporary folder lies too deep here for a Unix socket, whose path has at most 107 characters.
         "VLLM_RPC_BASE_PATH": tempfile.gettempdir(),
-        # A socket's path has at most 107 characters, and a pod's own folder for temporary files is deep.
-        "VLLM_RPC_BASE_PATH": "/tmp",
     }
 
 

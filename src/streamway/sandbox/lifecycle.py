@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from streamway.errors import SandboxError
 from streamway.sandbox.engine import Engine, OnLine, ensure_engine
-from streamway.sandbox.parts import SandboxConfig, write_plan
+from streamway.sandbox.parts import SandboxConfig, sockets_path, write_plan
 from streamway.sandbox.processes import (
     ProcessIdentity,
     end_processes,
@@ -164,6 +165,7 @@ def _clear(folder: Path) -> None:
     """Remove what a sandbox that was killed has left: its processes and its state files."""
     leftovers = [one for one in owned_processes(folder) if one.pid != os.getpid()]
     end_processes(leftovers, grace_seconds=2.0)
+    shutil.rmtree(sockets_path(folder), ignore_errors=True)
     parts = (read_json(folder / "plan.json") or {}).get("parts", [])
     names = [part["name"] for part in parts] + ["sandbox", "supervisor", "failure", "images"]
     for name in names:

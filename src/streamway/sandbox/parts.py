@@ -1,5 +1,6 @@
 """What the sandbox is made of: the parts, the order they start in, and what they are told."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -160,6 +161,14 @@ def images_path(state_path: Path) -> Path:
     return state_path / "images.json"
 
 
+def sockets_path(state_path: Path) -> Path:
+    """Where engines put their sockets, which they leave behind.
+
+    The path of a socket has at most 107 characters, and a pod's own folder for temporary files is too deep for one.
+    """
+    return Path("/tmp") / f"streamway-{hashlib.sha256(str(state_path).encode()).hexdigest()[:12]}"
+
+
 def write_images(state_path: Path, images: list[dict[str, Any]], announced: Mapping[str, str], project: str) -> None:
     """Write what images mean, with what a pod's machine knows about the services around it.
 
@@ -172,6 +181,7 @@ def write_images(state_path: Path, images: list[dict[str, Any]], announced: Mapp
         "GOOGLE_CLOUD_PROJECT": project,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_RPC_BASE_PATH": str(sockets_path(state_path)),
     }
     if storage:
         surroundings |= {

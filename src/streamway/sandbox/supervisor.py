@@ -19,6 +19,7 @@ import fcntl
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from streamway.errors import SandboxError
-from streamway.sandbox.parts import PartSpec, read_plan, write_images
+from streamway.sandbox.parts import PartSpec, read_plan, sockets_path, write_images
 from streamway.sandbox.processes import (
     OWNER_VARIABLE,
     ProcessIdentity,
@@ -100,6 +101,7 @@ class Supervisor:
         Raises:
             SandboxError: a part did not come to serve.
         """
+        sockets_path(self._state_path).mkdir(mode=0o700, exist_ok=True)
         try:
             for spec in self._specs:
                 if self._stopping:
@@ -231,6 +233,7 @@ class Supervisor:
             (self._state_path / f"{part.spec.name}.json").unlink(missing_ok=True)
         leftovers = [one for one in owned_processes(self._state_path) if one.pid != os.getpid()]
         end_processes(leftovers, grace_seconds=0.5)
+        shutil.rmtree(sockets_path(self._state_path), ignore_errors=True)
         (self._state_path / "sandbox.json").unlink(missing_ok=True)
         log.info("the sandbox is down")
 
