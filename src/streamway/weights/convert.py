@@ -27,7 +27,7 @@ from streamway.storage import (
     write_files,
 )
 from streamway.storage.addresses import local_path
-from streamway.storage.digests import Checksums, crc32c
+from streamway.storage.digests import crc32c
 from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
 from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
 from streamway.weights.findings import WARNING, raise_first_error
@@ -60,6 +60,7 @@ bucket, parts under way hide each other's latency (benchmarks/results/convert.md
 _RULES_VERSION = 1
 """Raised when the same source would become other files, so that earlier results are not taken for this version's."""
 
+_HASHED_BYTES = 4 * 1024 * 1024
 _RECORD_BYTES = 256 * 1024 * 1024
 
 
@@ -224,12 +225,12 @@ class _Work:
         plan = self._plan(folder)
         self._refuse_strays(plan)
         written, proved = self._write(plan)
-        files = self._place_kept(plan, folder)
-        moved = sum(file.moved_bytes for file in written) + files.moved_bytes
-        recorded = [*map(_recorded, (shard.name for shard in plan.shards), written), *files.recorded]
+        placed = [self._place_kept(plan, folder)]
         if plan.index is not None:
-            recorded.append(self._write_index(plan.index))
-            moved += len(plan.index)
+            placed.append(self._write_index(plan.index))
+        moved = sum(file.moved_bytes for file in written) + sum(group.moved_bytes for group in placed)
+        recorded = [*map(_recorded, (shard.name for shard in plan.shards), written)]
+        recorded += [file for group in placed for file in group.recorded]
         report = self._report(folder, plan, proved, moved)
         record = PreparedWeights(
             model_id=self.source.model_id,
@@ -329,42 +330,38 @@ class _Work:
                 raise
         return written, proved
 
-    def _move(self, plans: Sequence[FilePlan]) -> tuple[WrittenFile, ...]:
+    def _move(self, plans: Sequence[FilePlan], *, tell: bool = True) -> tuple[WrittenFile, ...]:
         return write_files(
             plans,
             memory_bytes=self.memory_bytes,
             workers=self.workers,
             sha256=self.sha256,
-            on_progress=self.on_progress,
+            on_progress=self.on_progress if tell else None,
         )
 
     def _place_kept(self, plan: _Plan, folder: ModelFolder) -> "_Placed":
         kept = [*plan.kept, *((file.path, file) for file in folder.companions)]
         if self.copy_unchanged:
-            return self._copy(kept)
+            return self._copy(plan, kept)
         return _Placed(recorded=tuple(_by_reference(path, file) for path, file in kept), moved_bytes=0)
 
-    def _copy(self, kept: Sequence[tuple[str, SourceFile]]) -> "_Placed":
-        plans = []
+    def _copy(self, plan: _Plan, kept: Sequence[tuple[str, SourceFile]]) -> "_Placed":
+        plans: list[FilePlan] = []
         for path, file in kept:
             reader = open_reader(file.uri)
             whole = Extent(reader=reader, offset_bytes=0, length_bytes=reader.size_bytes)
             plans.append(FilePlan(uri=join(self.uri, path), segments=[whole], sha256=file.sha256 or None))
-        written = self._move(plans)
+        # Beside new shards these are small; where nothing is new, they are all there is to tell.
+        written = self._move(plans, tell=not plan.shards)
         return _Placed(
             recorded=tuple(_recorded(path, file) for (path, _), file in zip(kept, written, strict=True)),
             moved_bytes=sum(file.moved_bytes for file in written),
         )
 
-    def _write_index(self, data: bytes) -> RecordedFile:
-        written = write_file(join(self.uri, INDEX_NAME), data)
-        return RecordedFile(
-            path=INDEX_NAME,
-            uri=written.uri,
-            size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            crc32c=crc32c(data),
-        )
+    def _write_index(self, data: bytes) -> "_Placed":
+        plan = FilePlan(uri=join(self.uri, INDEX_NAME), segments=[data], sha256=hashlib.sha256(data).hexdigest())
+        (written,) = self._move([plan], tell=False)
+        return _Placed(recorded=(_recorded(INDEX_NAME, written),), moved_bytes=written.moved_bytes)
 
     def _report(self, folder: ModelFolder, plan: _Plan, proved: Sequence[ProvedTensor], moved: int) -> dict[str, Any]:
         return {
@@ -428,19 +425,17 @@ def _recorded(path: str, file: WrittenFile) -> RecordedFile:
 
 def _by_reference(path: str, file: SourceFile) -> RecordedFile:
     """Record a file where it is; only what nobody has hashed before is read for it."""
-    sha256, checksum = file.sha256, file.crc32c
-    if not sha256:
-        sums = _hash_file(file.uri)
-        sha256, checksum = sums.sha256() or "", sums.crc32c
+    sha256, checksum = (file.sha256, file.crc32c) if file.sha256 else _hash_file(file.uri)
     return RecordedFile(path=path, uri=file.uri, size_bytes=file.size_bytes, sha256=sha256, crc32c=checksum)
 
 
-def _hash_file(uri: str) -> Checksums:
-    reader, sums, step = open_reader(uri), Checksums(sha256=True), 4 * 1024 * 1024
-    for offset in range(0, reader.size_bytes, step):
-        data = reader.read(offset, min(step, reader.size_bytes - offset))
-        sums.add(data, crc32c(data))
-    return sums
+def _hash_file(uri: str) -> tuple[str, int]:
+    reader, sha256, checksum = open_reader(uri), hashlib.sha256(), 0
+    for offset in range(0, reader.size_bytes, _HASHED_BYTES):
+        data = reader.read(offset, min(_HASHED_BYTES, reader.size_bytes - offset))
+        sha256.update(data)
+        checksum = crc32c(data, checksum)
+    return sha256.hexdigest(), checksum
 
 
 def _proof(uri: str, plan: _Plan, proved: Sequence[ProvedTensor]) -> dict[str, Any]:
