@@ -65,7 +65,8 @@ def _embeddings(config: Mapping[str, Any], entries: Entries) -> Iterator[Finding
     vocabulary = _number(config, ("vocab_size",))
     widths = {config[key] for key in _HIDDEN if type(config.get(key)) is int}
     for name, entry in entries.items():
-        if not is_embedding(name) or len(entry.shape) != 2 or entry.dtype.code not in _FLOAT_CODES:
+        is_table = is_embedding(name) or name.endswith("lm_head.weight")
+        if not is_table or len(entry.shape) != 2 or entry.dtype.code not in _FLOAT_CODES:
             continue
         rows, width = entry.shape
         if vocabulary and rows != vocabulary:
