@@ -208,6 +208,8 @@ def test_a_crash_loop_shows_the_last_lines_of_the_log() -> None:
 
 def test_one_exit_may_be_an_accident() -> None:
     assert not find(container(terminated={"exitCode": 1, "reason": "Error"})).final
+    assert not find(container(restarts=1, running={}, last={"exitCode": 1, "reason": "Error"})).final
+    assert find(container(restarts=2, running={}, last={"exitCode": 1, "reason": "Error"})).final
 
 
 def test_an_unknown_argument_is_no_accident() -> None:

@@ -226,6 +226,8 @@ def test_machine_types_hold_the_pod(spec: Spec) -> None:
         ({"commit_sha": "main"}, "commit_sha is 'main', expected lower-case hex"),
         ({"replicas": 0}, "replicas is 0"),
         ({"replicas": 2, "max_replicas": 2}, "max_replicas is 2, expected more than the 2 of replicas"),
+        ({"image": ""}, "no image's name"),
+        ({"image": "Example.com//Engine:1"}, "no image's name"),
         ({"image": "vllm/vllm-openai:latest"}, "another engine tomorrow"),
         ({"image": "vllm/vllm-openai"}, "another engine tomorrow"),
         ({"image": "vllm/vllm-openai:v0.14.0"}, "CVE-2026-22807"),
@@ -250,6 +252,11 @@ def test_emulators_names_are_no_secrets(spec: Spec) -> None:
     environment = {"RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS": "true", "STORAGE_EMULATOR_HOST": "http://x"}
 
     assert variables(spec(environment=environment)).items() >= environment.items()
+
+
+@pytest.mark.parametrize("image", ["engine:1", "localhost:5000/a/b-c:v1.2", "us-docker.pkg.dev/p/r/vllm_x:V1"])
+def test_images_of_any_registry_are_taken(spec: Spec, image: str) -> None:
+    assert container(spec(image=image))["image"] == image
 
 
 def test_an_image_pinned_by_digest_is_taken(spec: Spec) -> None:

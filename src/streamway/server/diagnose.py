@@ -13,7 +13,7 @@ from streamway.server.manifests import CHECK_CONTAINER
 
 # Events and conditions of the first moments often heal by themselves: an account that was created a moment ago, a
 # GPU that the old revision is just giving back.
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 5.0
 _FINAL_PULL = re.compile(
     r"not found|manifest unknown|name unknown|does not exist|unauthorized|denied|forbidden|invalid reference|"
     r"no match for platform|no such image|not available on this node|no image",
@@ -330,13 +330,14 @@ def _exit(
         f"{restarts} restart{'' if restarts == 1 else 's'} so far.{log}",
         next_step=hint or "Read the last lines of the log above; correct the setting they name.",
         # One exit may be an accident; an argument that the engine does not know is none, nor a known cause.
-        final=restarts >= 1 or code == _MISUSE_EXIT_CODE or bool(hint) or container_is_in_backoff(container),
+        final=_has_failed_again(container) or code == _MISUSE_EXIT_CODE or bool(hint),
     )
 
 
-def container_is_in_backoff(container: Manifest) -> bool:
-    """Whether the node has begun to wait before each restart."""
-    return ((container.get("state") or {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+def _has_failed_again(container: Manifest) -> bool:
+    """Whether a container has ended at least twice: once, and again after its restart."""
+    restarts = int(container.get("restartCount") or 0)
+    return restarts >= 2 or (restarts == 1 and "running" not in (container.get("state") or {}))
 
 
 def _failed_probe(events: Sequence[Manifest]) -> str:

@@ -15,7 +15,6 @@ from streamway.errors import ClusterError
 from streamway.server.apply import apply, collection_path, delete, scale
 from streamway.server.diagnose import is_ready
 from streamway.server.manifests import (
-    AUTOSCALED,
     FIELD_MANAGER,
     INSTANCE,
     MANAGED_BY,
@@ -61,11 +60,6 @@ class Revision:
     def serving_replicas(self) -> int:
         """Pods it has when it serves."""
         return int(self._annotation(REPLICAS) or 1)
-
-    @property
-    def autoscaled(self) -> bool:
-        """Whether an autoscaler was made with it."""
-        return bool(self._annotation(AUTOSCALED))
 
     @property
     def ready_replicas(self) -> int:
@@ -206,11 +200,7 @@ def close_candidate(connection: ClusterConnection, endpoint: Endpoint, revision:
 def remove_revision(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> None:
     """Delete a revision that does not serve, and its own Service."""
     close_candidate(connection, endpoint, revision)
-    name = revision_name(endpoint.name, revision)
-    found = endpoint.revisions.get(revision)
-    if found is None or found.autoscaled:
-        delete(connection, "autoscaling/v2", "HorizontalPodAutoscaler", endpoint.namespace, name)
-    delete(connection, "apps/v1", "Deployment", endpoint.namespace, name)
+    delete(connection, "apps/v1", "Deployment", endpoint.namespace, revision_name(endpoint.name, revision))
 
 
 def stop_revision(

@@ -22,6 +22,12 @@ _FLOOR = (0, 14, 1)
 _NON_ROOT_SINCE = (0, 23, 0)
 ENGINE_USER_ID = 2000
 
+# https://github.com/distribution/reference: a registry's host and port, lower-case paths, a tag, a digest.
+_REFERENCE = re.compile(
+    r"(?:[A-Za-z0-9.-]+(?::\d+)?/)?[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+
 _OURS = {
     "--model": "the release is the model",
     "--served-model-name": "use served_model_name",
@@ -72,10 +78,15 @@ def read_image(reference: str) -> Image:
     """Read an image reference, and refuse versions that must not serve.
 
     Raises:
-        SettingsError: the image is not pinned, or its version is below the floor.
+        SettingsError: it is none, the image is not pinned, or its version is below the floor.
     """
+    if not _REFERENCE.fullmatch(reference):
+        raise SettingsError(
+            f"image is {reference!r}, which is no image's name.",
+            next_step="Write it as registry/repository:tag, the repository in lower case.",
+        )
     _name, _, tag = reference.partition("@")[0].rpartition("/")[2].partition(":")
-    if not reference or (tag in {"", "latest", "nightly"} and "@sha256:" not in reference):
+    if tag in {"", "latest", "nightly"} and "@sha256:" not in reference:
         raise SettingsError(
             f"image is {reference!r}, which means another engine tomorrow.",
             next_step="Pin it, such as vllm/vllm-openai:v0.32.0, or by @sha256: digest.",

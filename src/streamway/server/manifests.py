@@ -25,7 +25,6 @@ MODEL = "streamway/model"
 SERVED_MODEL = "streamway/served-model-name"
 # How many pods a revision has when it serves; it has none while another one has its GPU.
 REPLICAS = "streamway/replicas"
-AUTOSCALED = "streamway/autoscaled-to"
 CONTAINER = "engine"
 CHECK_CONTAINER = "check-release"
 _QUEUE_METRICS = {"vllm": "vllm:num_requests_waiting", "sglang": "sglang:num_queue_reqs"}
@@ -146,11 +145,7 @@ def deployment_manifest(spec: ServerSpec) -> Manifest:
             "name": revision_name(spec.name, revision),
             "namespace": spec.namespace,
             "labels": _revision_labels(spec, revision),
-            "annotations": {
-                **_release_annotations(spec, derived),
-                REPLICAS: str(spec.replicas),
-                **({AUTOSCALED: str(spec.max_replicas)} if spec.max_replicas else {}),
-            },
+            "annotations": {**_release_annotations(spec, derived), REPLICAS: str(spec.replicas)},
         },
         "spec": {
             # Where an autoscaler decides, naming a number would take it back with every run.

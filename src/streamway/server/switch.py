@@ -183,9 +183,8 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
     except StreamwayError as error:
         if endpoint.active == plan.revision:
             raise
-        withdraw(connection, endpoint, plan.revision)
         serving = f"Revision {old.name} serves on" if old is not None else "Nothing serves: it was the first revision"
-        outcome = f"{serving}; revision {plan.revision} was removed."
+        outcome = f"{serving}; {_withdrawal(connection, endpoint, plan.revision)}."
         raise _with_outcome(error, outcome) from error
     if not plan.hold:
         changed = promote(connection, endpoint, plan, old) or changed
@@ -222,7 +221,7 @@ def return_to(
 ) -> str:
     """Withdraw a revision, have the old one run again, and say how that went."""
     logger.warning("returning to revision %s", old.name)
-    withdraw(connection, endpoint, revision)
+    withdrawn = _withdrawal(connection, endpoint, revision)
     # Whatever it was when we began, it has been stopped since.
     scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
     try:
@@ -236,7 +235,7 @@ def return_to(
         )
     except StreamwayError as error:
         return f"Revision {old.name} was asked to return and is not ready either: {error.problem}"
-    return f"Revision {old.name} serves again; revision {revision} was removed."
+    return f"Revision {old.name} serves again; {withdrawn}."
 
 
 def withdraw(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> None:
@@ -246,6 +245,15 @@ def withdraw(connection: ClusterConnection, endpoint: Endpoint, revision: str) -
         return
     close_candidate(connection, endpoint, revision)
     stop_revision(connection, endpoint, endpoint.revisions[revision], timeout_seconds=_STOP_SECONDS)
+
+
+def _withdrawal(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> str:
+    """Withdraw a revision and say so; a failure here must not hide the one that led to it."""
+    try:
+        withdraw(connection, endpoint, revision)
+    except StreamwayError as error:
+        return f"revision {revision} could not be removed: {error.problem}"
+    return f"revision {revision} was removed"
 
 
 def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> tuple[bool, Rollout]:
@@ -273,8 +281,20 @@ def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> t
     )
     changed = applied.action != "unchanged" or bool(known and known.replicas != wanted)
     for manifest in plan.more:
-        changed = apply(connection, manifest, force=plan.force).action != "unchanged" or changed
+        owned = _owned_by(manifest, applied.manifest)
+        changed = apply(connection, owned, force=plan.force).action != "unchanged" or changed
     return changed, rollout
+
+
+def _owned_by(manifest: Manifest, deployment: Manifest) -> Manifest:
+    """Let something go when its Deployment goes."""
+    owner = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "name": deployment["metadata"]["name"],
+        "uid": deployment["metadata"]["uid"],
+    }
+    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
 
 
 def _prove(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> str:
