@@ -218,7 +218,7 @@ def test_unavailable_api_is_asked_again(sandbox: Sandbox, bucket: str) -> None:
 
 def test_silent_api_ends_at_the_deadline(sandbox: Sandbox, bucket: str) -> None:
     sandbox.fail("GetStorageLayout", kind="stall", stall_seconds=30.0, times=20)
-    with pytest.raises(CacheError, match="did not answer") as caught:
+    with pytest.raises(CacheError, match="does not answer") as caught:
         enable(sandbox, bucket, timeout_seconds=0.8)
     assert "without a cache" in caught.value.next_step
 

@@ -198,8 +198,8 @@ class CacheControl:
             ) from error
         if isinstance(error, (refusals.ServiceUnavailable, refusals.DeadlineExceeded)):
             raise CacheError(
-                f"The caches of gs://{self.bucket}: the API did not answer within its deadline, after "
-                f"{_ATTEMPTS} attempts at most ({said}).",
+                f"The caches of gs://{self.bucket}: {self._client.api_endpoint} does not answer, after up to "
+                f"{_ATTEMPTS} attempts: {said}",
                 next_step="Run again; models are served without a cache too, only more slowly.",
             ) from error
         raise CacheError(

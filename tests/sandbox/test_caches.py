@@ -19,6 +19,7 @@ from google.longrunning import operations_pb2
 from google.oauth2.credentials import Credentials
 from google.protobuf import field_mask_pb2
 
+from streamway.errors import SandboxError
 from streamway.sandbox.caches_registry import BucketPlace, Delays, RefusedError, Registry
 from streamway.sandbox.credentials import read_token, write_credentials
 
@@ -284,3 +285,10 @@ def test_states_move_with_the_clock(tmp_path: Path) -> None:
     assert state_at(1069.9) == "disabled"
     with pytest.raises(RefusedError, match="not found"):
         state_at(1070.0)
+
+
+def test_state_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "registry.json"
+    path.write_text('{"caches": [{"bucket": "b", "zone": "z"}], "operations": []}')
+    with pytest.raises(SandboxError, match=r"registry\.json was written by another version"):
+        Registry(path, Delays())

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from streamway.errors import SandboxError
 from streamway.sandbox.processes import read_json, write_json
 
 LEAST_TTL_SECONDS = 3600
@@ -152,8 +153,14 @@ class Registry:
         self._delays = delays
         self.clock = clock
         kept = read_json(path) or {"caches": [], "operations": []}
-        self._caches = {(value["bucket"], value["zone"]): Cache(**value) for value in kept["caches"]}
-        self._operations = {value["name"]: Operation(**value) for value in kept["operations"]}
+        try:
+            self._caches = {(value["bucket"], value["zone"]): Cache(**value) for value in kept["caches"]}
+            self._operations = {value["name"]: Operation(**value) for value in kept["operations"]}
+        except (TypeError, KeyError) as error:
+            raise SandboxError(
+                f"{path} was written by another version: {error}.",
+                next_step="Delete the file; only the sandbox's caches are forgotten.",
+            ) from error
 
     def create(
         self,
