@@ -15,7 +15,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,8 +111,6 @@ def engine_environment(engine: Engine) -> dict[str, str]:
         # Bound threads of two engines, an old one and a new one, would share one core.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(os.cpu_count() or 1),
-        # A pod's own temporary folder lies too deep here for a Unix socket, whose path has at most 107 characters.
-        "VLLM_RPC_BASE_PATH": tempfile.gettempdir(),
     }
 
 
