@@ -27,7 +27,6 @@ from streamway.storage.http import RETRIED, Patience, Persistence, RetryableErro
 log = logging.getLogger("streamway.hub")
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-_ASK_SECONDS = 30.0
 _ASKING = Patience(attempts=5)
 """Somebody waits for the first answer, and nothing is lost when it does not come."""
 _Answer = TypeVar("_Answer")
@@ -112,10 +111,11 @@ def read_repository(
     """
     endpoint = hub_endpoint()
     api = huggingface_hub.HfApi(endpoint=endpoint, token=hub_token(token) or False)
+    patience = patience or _ASKING
     ask = _Asking(endpoint, model_id, revision, with_token=bool(hub_token(token)), patience=patience)
     info = ask(
         lambda: api.model_info(
-            model_id, revision=revision, files_metadata=True, securityStatus=True, timeout=_ASK_SECONDS
+            model_id, revision=revision, files_metadata=True, securityStatus=True, timeout=patience.stall_seconds
         )
     )
     if info.id != model_id:
@@ -169,14 +169,12 @@ def _licence(info: Any) -> str:
 class _Asking:
     """Puts a question to the Hub, again where that may help, and words its refusals."""
 
-    def __init__(
-        self, endpoint: str, model_id: str, revision: str, *, with_token: bool, patience: Patience | None
-    ) -> None:
+    def __init__(self, endpoint: str, model_id: str, revision: str, *, with_token: bool, patience: Patience) -> None:
         self._endpoint = endpoint
         self._model_id = model_id
         self._revision = revision
         self._with_token = with_token
-        self._patience = patience or _ASKING
+        self._patience = patience
 
     def __call__(self, question: Callable[[], _Answer]) -> _Answer:
         persistence = Persistence(f"{self._endpoint}/{self._model_id}", self._patience)
@@ -211,6 +209,8 @@ class _Asking:
             raise self._refusal(error, status) from error
         except hub_errors.HTTPError as error:
             raise RetryableError(f"the Hub cannot be reached ({type(error).__name__}: {error})") from error
+        except ValueError as error:
+            raise RetryableError(f"the Hub's answer cannot be read ({error})") from error
         except hub_errors.OfflineModeIsEnabled as error:
             raise HubError(
                 "HF_HUB_OFFLINE is set, so the Hub must not be asked.", next_step="Unset HF_HUB_OFFLINE."

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from typing import Any, Protocol
 
 import google.auth
 import google.auth.exceptions
@@ -14,11 +15,19 @@ _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _SECONDS = 30.0
 
 
-def read_token(secret_name: str) -> str | None:
+class Session(Protocol):
+    """What asks Google, with credentials: a requests.Session or google.auth's AuthorizedSession."""
+
+    def get(self, url: str, *, timeout: float) -> Any:
+        """Return the answer, as requests gives it."""
+
+
+def read_token(secret_name: str, *, session: Session | None = None) -> str | None:
     """Return the secret that a Secret Manager resource name means; None for "".
 
     Args:
         secret_name: `projects/P/secrets/S` or `projects/P/secrets/S/versions/V`; the latest version by default.
+        session: Asks with credentials of its own; by default with those of the environment.
 
     Raises:
         SettingsError: it is not such a name.
@@ -29,15 +38,12 @@ def read_token(secret_name: str) -> str | None:
     match = _NAME.fullmatch(secret_name)
     if not match:
         raise SettingsError(
-            f"{secret_name!r} is not the resource name of a secret.",
+            f"The name of the token's secret ({len(secret_name)} characters) is not a resource name.",
             next_step="Write it as projects/PROJECT/secrets/NAME; never put the token itself there.",
         )
     name = secret_name if match["version"] else f"{secret_name}/versions/latest"
-    url = f"https://secretmanager.googleapis.com/v1/{name}:access"
     try:
-        credentials, _ = google.auth.default(scopes=[_SCOPE])
-        with google.auth.transport.requests.AuthorizedSession(credentials) as session:
-            answer = session.get(url, timeout=_SECONDS)
+        answer = (session or _session()).get(_address(name), timeout=_SECONDS)
     except (google.auth.exceptions.GoogleAuthError, OSError) as error:
         raise AccessDeniedError(
             f"{name} cannot be read: {type(error).__name__}: {error}",
@@ -48,10 +54,31 @@ def read_token(secret_name: str) -> str | None:
             f"{name} cannot be read: Secret Manager answers {answer.status_code}: {_reason(answer)}",
             next_step="Grant this account roles/secretmanager.secretAccessor on the secret.",
         )
-    return base64.b64decode(answer.json()["payload"]["data"]).decode().strip()
+    return _payload(answer, name)
 
 
-def _reason(answer: "google.auth.transport.requests.requests.Response") -> str:
+def _session() -> Session:
+    credentials, _ = google.auth.default(scopes=[_SCOPE])
+    return google.auth.transport.requests.AuthorizedSession(credentials)
+
+
+def _address(name: str) -> str:
+    """Return where a secret is read; those of one region are served there alone."""
+    region = re.search(r"/locations/([^/]+)/", name)
+    host = f"secretmanager.{region[1]}.rep.googleapis.com" if region else "secretmanager.googleapis.com"
+    return f"https://{host}/v1/{name}:access"
+
+
+def _payload(answer: Any, name: str) -> str:
+    try:
+        return base64.b64decode(answer.json()["payload"]["data"], validate=True).decode().strip()
+    except (ValueError, KeyError, TypeError) as error:
+        raise AccessDeniedError(
+            f"{name} holds no text that could be a token.", next_step="Store the token alone in it, as text."
+        ) from error
+
+
+def _reason(answer: Any) -> str:
     try:
         return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

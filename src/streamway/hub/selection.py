@@ -120,12 +120,18 @@ def _indexed(
 
 def _unnamed_set(repository: Repository, candidates: Mapping[str, HubFile]) -> tuple[HubFile, ...]:
     """Accept weights that need no index to be understood: one file, or one complete row of shards."""
-    if len(candidates) <= 1:
-        return tuple(candidates.values())
     shards = {path: match for path in candidates if (match := _SHARD.fullmatch(path))}
+    if not shards and len(candidates) <= 1:
+        return tuple(candidates.values())
     sets = {(match["stem"], match["count"], match["suffix"]) for match in shards.values()}
-    if len(sets) == 1 and len(shards) == len(candidates) == int(next(iter(sets))[1]):
-        return tuple(candidates[path] for path in sorted(candidates))
+    if len(sets) == 1 and len(shards) == len(candidates):
+        count = int(next(iter(sets))[1])
+        if len(shards) == count:
+            return tuple(candidates[path] for path in sorted(candidates))
+        raise NoWeightsError(
+            f"{repository.model_id} holds {len(shards)} of {count} shards: {', '.join(sorted(candidates)[:5])}.",
+            next_step="Choose a revision that is complete.",
+        )
     raise NoWeightsError(
         f"{repository.model_id} holds several files that could be its weights, and no index says which: "
         f"{', '.join(sorted(candidates)[:8])}.",
