@@ -111,6 +111,9 @@ def engine_environment(engine: Engine) -> dict[str, str]:
         # Bound threads of two engines, an old one and a new one, would share one core.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        # vLLM looks into a model's class in a process of its own and remembers what it saw here: 10 s of a start.
+        # A pod that brings a cache of its own sets this itself.
+        "VLLM_CACHE_ROOT": str(engine.path / "vllm-cache"),
     }
 
 
