@@ -193,6 +193,45 @@ class Settings(_Section):
             "stage": self.promotion.stage,
         }
 
+    def promotion_parameters(self, commit_sha: str) -> dict[str, Any]:
+        """The parameters of promote_model.
+
+        Args:
+            commit_sha: The commit to promote, as 40 hex digits.
+
+        Raises:
+            SettingsError: the configuration does not say where releases come from.
+        """
+        if not self.promotion.source_root:
+            raise SettingsError(
+                "promotion.source_root is empty, so there is nowhere to promote from.",
+                next_step="Set it to the release root of the stage before, such as gs://STAGING-BUCKET/models.",
+            )
+        of_the_hub = {"revision", "token_secret", "allowed_licences", "allow_remote_code"}
+        return {
+            **{name: value for name, value in self.parameters().items() if name not in of_the_hub},
+            "commit_sha": commit_sha,
+            "source_root": self.promotion.source_root.rstrip("/"),
+            "requires": list(self.promotion.requires),
+        }
+
+    def retirement_parameters(self, *, caches: bool, releases: bool) -> dict[str, Any]:
+        """The parameters of retire_model.
+
+        Args:
+            caches: Whether the caches of the cache section go too.
+            releases: Whether the releases that the endpoint serves from go too.
+        """
+        return {
+            "name": self.server.name,
+            "namespace": self.server.namespace,
+            "cluster": self.server.cluster,
+            "release_root": self.storage.release_root.rstrip("/"),
+            "cache_zones": list(self.cache.zones) if caches else [],
+            "delete_releases": releases,
+            "releases": [],
+        }
+
 
 def _read(path: Path) -> dict[str, Any]:
     try:

@@ -7,9 +7,11 @@ import click
 
 from streamway.cli import output
 from streamway.cli.check import check
+from streamway.cli.launch import publish_command, runs_command, schedule_group, submit_command
 from streamway.cli.run import compile_command, run
 from streamway.cli.sandbox import sandbox_group
 from streamway.cli.steps import cache, convert, deploy, pull, render, smoke, upload, validate
+from streamway.cli.transitions import promote_command, retire_command, watch_command
 from streamway.errors import StreamwayError
 
 INTERRUPTED = 130
@@ -40,6 +42,13 @@ for command in (
     render,
     deploy,
     smoke,
+    submit_command,
+    runs_command,
+    schedule_group,
+    publish_command,
+    watch_command,
+    promote_command,
+    retire_command,
 ):
     cli.add_command(command)
 

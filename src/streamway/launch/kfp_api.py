@@ -52,7 +52,7 @@ class KubeflowService:
     """
 
     def __init__(self, url: str, *, experiment: str) -> None:
-        import kfp_server_api
+        import kfp_server_api  # type: ignore[import-untyped]
         from kfp import Client
 
         self._url = url.rstrip("/")
