@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,14 +49,19 @@ class Part:
         found: dict[str, Any] = json.loads((self.state_path / "bucket.json").read_text())
         return found
 
+    @property
+    def log(self) -> str:
+        return (self.state_path / "log").read_text()
+
     def _start(self) -> subprocess.Popen[bytes]:
         (self.state_path / "bucket.json").unlink(missing_ok=True)
         buckets = f"{BUCKET}=US-CENTRAL1,europe=EU,pair=US-CENTRAL1+US-EAST1"
         command = [sys.executable, "-m", "streamway.sandbox.bucket", "--state", str(self.state_path)]
-        process = subprocess.Popen([*command, "--buckets", buckets])
+        with (self.state_path / "log").open("ab") as log:
+            process = subprocess.Popen([*command, "--buckets", buckets], stderr=log)
         deadline = time.monotonic() + 30
         while not (self.state_path / "bucket.json").exists():
-            assert process.poll() is None and time.monotonic() < deadline, "the part did not start"
+            assert process.poll() is None and time.monotonic() < deadline, self.log
             time.sleep(0.02)
         return process
 
@@ -122,6 +128,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
     part = Part(tmp_path_factory.mktemp("bucket"))
     yield part
     assert part.stop() == 0
+    assert "Traceback" not in part.log
 
 
 @pytest.fixture
@@ -370,6 +377,16 @@ def test_parts_of_any_order_and_size_make_one_object(part: Part) -> None:
     found = part.bucket.get_blob("parts/odd")
     assert (found.crc32c, found.content_type, found.metadata) == (crc32c(whole), "a/b", {"key": "value"})
     assert found.download_as_bytes(checksum="crc32c") == whole
+
+
+def test_parts_that_are_not_named_are_left_out(part: Part) -> None:
+    upload_id = part.start_parts("parts/fewer")
+    pieces = [bytes([number]) * 5 * MIB for number in range(4)]
+    etags = [(number + 1, part.put_part("parts/fewer", upload_id, number + 1, pieces[number])) for number in range(4)]
+    assert part.complete("parts/fewer", upload_id, etags[:2]).status_code == 200
+    assert part.bucket.blob("parts/fewer").download_as_bytes(checksum="crc32c") == pieces[0] + pieces[1]
+    blobs = (part.state_path / "bucket" / "blobs").iterdir()
+    assert not any(path.stat().st_size == 20 * MIB for path in blobs)
 
 
 def test_part_that_comes_again_replaces_the_first(part: Part) -> None:
@@ -682,7 +699,9 @@ def test_obstore_reads_writes_and_copies(part: Part) -> None:
 
 
 def test_state_is_found_again(own_part: Part) -> None:
+    own_part.bucket.blob("kept").upload_from_string(b"replaced")
     own_part.bucket.blob("kept").upload_from_string(BYTES)
+    assert len(list((own_part.state_path / "bucket" / "blobs").iterdir())) == 1
     generation = own_part.bucket.get_blob("kept").generation
     (own_part.state_path / "bucket" / "blobs" / "left-behind").write_bytes(b"x")
     (own_part.state_path / "bucket" / "drafts" / "half").write_bytes(b"x")
@@ -759,6 +778,21 @@ def test_denied_access_is_googles_403(part: Part) -> None:
 def test_faults_are_checked_when_they_are_armed(part: Part, fault: Any) -> None:
     answer = requests.post(f"{part.url}/sandbox/faults", json=fault, timeout=10)
     assert answer.status_code == 400 and answer.json()["error"]
+
+
+def test_clients_that_go_away_leave_no_trace_but_a_count(part: Part) -> None:
+    requests.put(part.xml("gone"), data=b"x" * 32 * MIB, timeout=10)
+    part.forget()
+    host, port = part.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"GET /{BUCKET}/gone HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.recv(1000)
+    deadline = time.monotonic() + 10
+    while not part.counted() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (seen,) = part.counted()
+    assert seen["statuses"] == {"cut": 1} and 0 < seen["bytes_out"] < 32 * MIB
+    assert "Traceback" not in part.log
 
 
 def test_counters_name_objects_and_bytes(part: Part) -> None:

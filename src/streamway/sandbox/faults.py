@@ -156,9 +156,7 @@ class Counters:
     def __init__(self) -> None:
         self._tallies: dict[tuple[str, str, str], Tally] = {}
 
-    def add(
-        self, method: str, path: str, subject: str, *, bytes_in: int, bytes_out: int, status: str
-    ) -> None:
+    def add(self, method: str, path: str, subject: str, *, bytes_in: int, bytes_out: int, status: str) -> None:
         """Count one request; `status` is its number, or `cut` where the client got no whole answer."""
         self._tallies.setdefault((method, path, subject), Tally()).add(bytes_in, bytes_out, status)
 
@@ -247,6 +245,11 @@ def fault_middleware(
         except AnswerCutError:
             # aiohttp finds the connection closed when it tries to write this, and ends it without a word.
             return web.Response()
+        except ConnectionError:
+            # The client has gone, which is its right and no error of ours.
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
         finally:
             counters.add(
                 request.method,
@@ -299,10 +302,12 @@ async def send_file(
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client has gone")
-        if length:
-            request["bytes_out"] += await asyncio.get_running_loop().sendfile(
-                transport, file, offset, length, fallback=True
-            )
+        try:
+            if length:
+                await asyncio.get_running_loop().sendfile(transport, file, offset, length, fallback=True)
+        finally:
+            # sendfile leaves the file at the first byte that was not sent, also when it fails.
+            request["bytes_out"] += max(0, file.tell() - offset)
         await response.write_eof()
     return response
 
