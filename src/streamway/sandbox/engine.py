@@ -110,7 +110,9 @@ def engine_environment(engine: Engine) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # Bound threads of two engines, an old one and a new one, would share one core.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        # One core is left to the API server, as vLLM's own binding does; threads that wait for each other while
+        # others want their cores are slower than one thread.
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) - 1)),
         # vLLM looks into a model's class in a process of its own and remembers what it saw here: 10 s of a start.
         # A pod that brings a cache of its own sets this itself.
         "VLLM_CACHE_ROOT": str(engine.path / "vllm-cache"),
