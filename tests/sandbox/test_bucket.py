@@ -316,8 +316,8 @@ def test_resumable_upload_goes_on_where_it_was_cut(own_part: Part) -> None:
     location = own_part.url + location[location.index("/upload/") :]
     asked = requests.put(location, headers={"Content-Range": f"bytes */{len(data)}"}, timeout=10)
     assert (asked.status_code, asked.headers["Range"]) == (308, "bytes=0-524287")
-    rest = {"Content-Range": f"bytes 524288-{len(data) - 1}/{len(data)}"}
-    answer = requests.put(location, data=data[524288:], headers=rest, timeout=10)
+    rest = {"Content-Range": f"bytes 262144-{len(data) - 1}/{len(data)}"}
+    answer = requests.put(location, data=data[262144:], headers=rest, timeout=10)
     assert answer.json()["md5Hash"] == base64.b64encode(hashlib.md5(data).digest()).decode()
     assert own_part.bucket.blob("cut").download_as_bytes(checksum="md5") == data
     again = requests.put(location, headers={"Content-Range": f"bytes */{len(data)}"}, timeout=10)
@@ -658,6 +658,31 @@ def test_deletion_honours_conditions(part: Part) -> None:
     blob.delete(if_generation_match=blob.generation)
     with pytest.raises(refusals.NotFound):
         part.bucket.blob("deleted/deep/down").delete()
+
+
+def test_batch_answers_each_call(part: Part) -> None:
+    client = part.client
+    blobs = [client.bucket(BUCKET).blob(f"batch/{number}") for number in range(3)]
+    for blob in blobs:
+        blob.upload_from_string(b"x")
+    with client.batch():
+        blobs[0].delete()
+        blobs[1].metadata = {"k": "v"}
+        blobs[1].patch()
+    assert [blob.name for blob in part.client.list_blobs(BUCKET, prefix="batch/")] == ["batch/1", "batch/2"]
+    assert part.bucket.get_blob("batch/1").metadata == {"k": "v"}
+    with pytest.raises(refusals.NotFound), client.batch():
+        blobs[0].delete()
+        blobs[2].delete()
+    assert part.bucket.get_blob("batch/2") is None
+
+
+def test_what_the_sandbox_does_not_have_is_refused_where_it_would_write(part: Part) -> None:
+    part.bucket.blob("acl").upload_from_string(b"x")
+    acl = f"{part.url}/storage/v1/b/{BUCKET}/o/acl/acl"
+    assert requests.post(acl, json={"entity": "allUsers", "role": "READER"}, timeout=10).status_code == 501
+    assert requests.post(f"{part.url}/{BUCKET}", files={"file": b"x"}, timeout=10).status_code == 501
+    assert part.bucket.blob("acl").download_as_bytes() == b"x"
 
 
 def test_listing_has_prefixes_delimiters_pages_and_fields(part: Part) -> None:

@@ -23,6 +23,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from streamway.errors import SandboxError
+from streamway.sandbox.bucket_batch import Call
 from streamway.sandbox.bucket_store import StoreError
 from streamway.sandbox.faults import receive, send_chunks
 from streamway.sandbox.processes import die_with_parent, read_json, write_json
@@ -129,6 +130,15 @@ class Backend:
             method, URL(self.url + target, encoded=True), headers=headers, json=body
         ) as answer:
             return answer.status, await answer.json(content_type=None)
+
+    async def call(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Call:
+        """Send one call of a batch to wherever it goes."""
+        if self._session is None:
+            raise SandboxError("fake-gcs-server is not running.")
+        sent = _end_to_end(headers)
+        async with self._session.request(method, URL(url, encoded=True), headers=sent, data=body) as answer:
+            start = f"HTTP/1.1 {answer.status} {answer.reason or ''}"
+            return Call(start=start, headers=dict(_end_to_end(answer.headers)), body=await answer.read())
 
     async def create_bucket(self, name: str, placement: Placement, query: Mapping[str, str]) -> dict[str, Any]:
         """Create a bucket and write down where it is."""
