@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m streamway.sandbox.vertex", description="Vertex AI Pipelines")
     parser.add_argument("--state", type=Path, required=True, help="folder of the sandbox")
     parser.add_argument("--port", type=int, default=0, help="0 for any free port")
-    parser.add_argument("--concurrency", type=int, default=1, help="runs at a time")
+    parser.add_argument("--concurrency", type=int, default=1, help="runs at a time; 0 keeps all of them queued")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     die_with_parent()
