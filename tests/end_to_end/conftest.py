@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,11 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         down = shell.streamway("sandbox", "down")
     assert down.code == 0, down.err
     assert not processes_of(shell.state_path)
+
+
+@pytest.fixture(scope="session")
+def processes_naming() -> Callable[[Path], list[str]]:
+    return processes_of
 
 
 def processes_of(state_path: Path) -> list[str]:

@@ -44,7 +44,7 @@ def test_the_report_of_the_run_holds_the_answer(first) -> None:
 def test_the_second_run_moves_no_weight_byte_and_restarts_nothing(terminal, first, again) -> None:
     assert again.code == 0, again.err
     assert again.json["moved_bytes"] == 0
-    assert "already published" in again.err
+    assert "published already; no byte moved" in again.err
     pods = json.loads(terminal.kubectl("get", "pods", "-n", "models", "-o", "json").out)["items"]
     assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods] == [0]
 
