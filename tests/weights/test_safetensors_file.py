@@ -102,7 +102,7 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "something_after_the_end": (file_of(b"{} x"), "header-not-json"),
     "deep": (file_of(b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "header-too-deep"),
     "millions_of_lists": (file_of(b'{"a": [' + b"[]," * 2_000_000 + b"[]]}"), "header-too-many"),
-    "millions_of_numbers": (file_of(b'{"a": [' + b"1," * 9_000_000 + b"1]}"), "header-too-many"),
+    "millions_of_numbers": (file_of(b'{"a": [' + b"1," * 5_000_000 + b"1]}"), "header-too-many"),
     "same_tensor_twice": (file_of(b'{"a": {}, "a": {}}'), "duplicate-key"),
     "same_field_twice": (file_of(b'{"a": {"dtype": "U8", "dtype": "I8"}}'), "duplicate-key"),
     "metadata_twice": (file_of(b'{"__metadata__": {}, "__metadata__": {}}'), "duplicate-key"),

@@ -17,6 +17,7 @@ from streamway.weights.wording import show_name
 MEMORY_BUDGET_BYTES = 512 * 1024 * 1024
 """Estimated memory that one pickle may take; 100,000 tensors take about 150 MiB of it."""
 
+_HEAD_COST = 40
 _LINE_LIMIT = 1024 * 1024
 _KEY_LIMIT = 1 << 60
 
@@ -125,7 +126,7 @@ class Machine:
     def take_bytes(self, length: int) -> bytes:
         if length < 0:
             raise self.malformed(f"announces {length} bytes at offset {self.window.offset:,}")
-        self.spend(length)
+        self.spend(_HEAD_COST + length)
         return self.window.take(length)
 
     def take_text(self, length: int) -> str:
@@ -139,7 +140,7 @@ class Machine:
 
     def take_line(self, limit: int = _LINE_LIMIT) -> bytes:
         line = self.window.take_line(limit)
-        self.spend(len(line))
+        self.spend(_HEAD_COST + len(line))
         return line
 
     def number(self, form: str) -> int:

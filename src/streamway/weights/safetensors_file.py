@@ -26,7 +26,7 @@ element's width. Streaming an 8 GiB file into an H100 took 1.7 times as long fro
 alignments gained nothing."""
 
 _MAX_BRACKETS = 1_500_000
-_MAX_COMMAS = 8_000_000
+_MAX_COMMAS = 4_000_000
 _MAX_DIMENSIONS = 64
 _FIRST_READ_BYTES = 64 * 1024
 _LENGTH_BYTES = 8
