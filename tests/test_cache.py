@@ -169,7 +169,7 @@ def test_pending_update_is_no_failure(sandbox: Sandbox, bucket: str) -> None:
     enable(sandbox, bucket, wait="running")
     enable(sandbox, bucket, ttl_seconds=7200)
     result = enable(sandbox, bucket, ttl_seconds=10800)
-    assert actions(result) == ["waits"]
+    assert actions(result) == ["waits"] and sandbox.counted("UpdateAnywhereCache") == 1
     assert enable(sandbox, bucket, ttl_seconds=10800, wait="running").zones[0].ttl_seconds == 10800
 
 
@@ -202,6 +202,13 @@ def test_two_runs_at_once_make_one_cache(sandbox: Sandbox, bucket: str) -> None:
         results = list(pool.map(lambda _: enable(sandbox, bucket), range(4)))
     assert all(states(result) == ["creating"] for result in results)
     assert len(list_caches(bucket, client=sandbox.client)) == 1
+
+
+def test_cache_that_appeared_meanwhile_is_brought_over(sandbox: Sandbox, bucket: str) -> None:
+    enable(sandbox, bucket, wait="running")
+    sandbox.fail("GetAnywhereCache", body="NOT_FOUND")
+    result = enable(sandbox, bucket, ttl_seconds=7200)
+    assert actions(result) == ["updated"] and sandbox.counted("CreateAnywhereCache") == 2
 
 
 def test_lost_answer_of_a_creation_is_asked_for_again(sandbox: Sandbox, bucket: str) -> None:

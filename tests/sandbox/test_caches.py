@@ -282,9 +282,13 @@ def test_states_move_with_the_clock(tmp_path: Path) -> None:
 
     assert [state_at(1009.9), state_at(1010.0)] == ["creating", "running"]
     registry.disable("b", ZONE)
-    assert state_at(1069.9) == "disabled"
+    assert state_at(1020.0) == "disabled"
+    registry.resume("b", ZONE)
+    assert state_at(2000.0) == "running"
+    registry.disable("b", ZONE)
+    assert state_at(2059.9) == "disabled"
     with pytest.raises(RefusedError, match="not found"):
-        state_at(1070.0)
+        state_at(2060.0)
 
 
 def test_state_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
