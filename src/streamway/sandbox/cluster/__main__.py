@@ -3,8 +3,10 @@
 import argparse
 import asyncio
 import logging
+import sys
 from pathlib import Path
 
+from streamway.errors import SandboxError
 from streamway.sandbox.cluster.node.settings import NodeSettings
 from streamway.sandbox.cluster.serving import ClusterOptions, die_with_parent, run_cluster
 
@@ -27,7 +29,11 @@ def main() -> None:
     die_with_parent()
     node = NodeSettings(count=given.nodes, gpus=given.gpus, zone=given.zone, backoff_seconds=given.backoff_seconds)
     options = ClusterOptions(state=given.state.absolute(), port=given.port, images=given.images, node=node)
-    asyncio.run(run_cluster(options))
+    try:
+        asyncio.run(run_cluster(options))
+    except SandboxError as error:
+        logging.getLogger("streamway.sandbox.cluster").error("%s", error)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ from typing import Any
 import yaml
 from aiohttp import web
 
+from streamway.sandbox.cluster.api import protobuf
 from streamway.sandbox.cluster.api.caller import Caller, User
+from streamway.sandbox.cluster.api.kinds import Kind
+from streamway.sandbox.cluster.api.schema import load_schema
 from streamway.sandbox.cluster.api.statuses import ApiError, bad_request
 from streamway.sandbox.cluster.objects import Object
 
@@ -14,32 +17,58 @@ APPLY_PATCH = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+# What is sent to paths whose resource is of another kind.
+_OTHER_BODIES = {
+    "DeleteOptions": "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
+    "Eviction": "io.k8s.api.policy.v1.Eviction",
+    "TokenRequest": "io.k8s.api.authentication.v1.TokenRequest",
+}
 PATCH_TYPES = (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH)
 
 
-async def read_body(request: web.Request) -> Any:
-    """Read a body as JSON, or as YAML where the content type says so; None for an empty one.
+async def read_body(request: web.Request, kind: Kind | None = None) -> Any:
+    """Read a body as JSON, as YAML or protobuf where the content type says so; None for an empty one.
+
+    Args:
+        request: The request.
+        kind: What is sent, which protobuf cannot be read without.
 
     Raises:
-        ApiError: 400 for a body that is neither, 415 for protobuf and other types.
+        ApiError: 400 for a body that cannot be read, 415 for other types.
     """
     content = await request.read()
     if not content.strip():
         return None
-    kind = request.content_type
-    if "protobuf" in kind or "cbor" in kind:
+    content_type = request.content_type
+    if "protobuf" in content_type and content.startswith(protobuf.MAGIC):
+        return _read_protobuf(content, kind)
+    if "protobuf" in content_type or "cbor" in content_type:
         known = "application/json, application/yaml"
         text = f"the body of the request was in an unknown format - accepted media types include: {known}"
         raise ApiError(415, "UnsupportedMediaType", text, {})
     try:
         return json.loads(content)
     except ValueError as error:
-        if "yaml" not in kind:
+        if "yaml" not in content_type:
             raise bad_request(f"the object provided is unrecognized: {error}") from error
     try:
         return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise bad_request(f"error decoding YAML: {error}") from error
+
+
+def _read_protobuf(content: bytes, kind: Kind | None) -> Object:
+    """Read a protobuf body, whose envelope names its kind: an object of the resource, or options."""
+    said = protobuf.kind_of(content)
+    schema = load_schema()
+    if kind is not None and kind.name == said:
+        node = schema.root(kind)
+    else:
+        name = _OTHER_BODIES.get(said)
+        if name is None:
+            raise bad_request(f"the kind in the data ({said}) does not match the expected kind")
+        node = schema.named(name)
+    return protobuf.read_message(protobuf.unwrap(content), node)
 
 
 def read_caller(request: web.Request, user: User) -> Caller:

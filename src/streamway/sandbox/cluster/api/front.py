@@ -141,7 +141,9 @@ def _openapi(path: str) -> web.Response:
 
 
 def _json(body: Any, code: int = 200) -> web.Response:
-    return web.Response(status=code, body=json.dumps(body).encode(), content_type="application/json")
+    return web.Response(
+        status=code, body=json.dumps(body, separators=(",", ":")).encode(), content_type="application/json"
+    )
 
 
 @web.middleware

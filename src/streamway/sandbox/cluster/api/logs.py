@@ -170,6 +170,8 @@ def _tail(lines: Iterable[bytes], count: int) -> Iterator[bytes]:
             continue
         kept.append(parts + line)
         parts = b""
+    if parts:
+        kept.append(parts)
     for joined in kept:
         yield from joined.splitlines(keepends=True)
 

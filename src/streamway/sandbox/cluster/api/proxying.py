@@ -15,6 +15,7 @@ from streamway.sandbox.cluster.api.registry import Registry
 from streamway.sandbox.cluster.api.runtime import PodRuntime
 from streamway.sandbox.cluster.api.statuses import ApiError, bad_request, unavailable
 from streamway.sandbox.cluster.api.targets import Target
+from streamway.sandbox.cluster.dialling import dial_failure
 from streamway.sandbox.cluster.objects import Object, dig, name_of
 
 _CONNECT_SECONDS = 10.0
@@ -77,7 +78,7 @@ class Proxy:
         try:
             upstream = await self._send(request, url)
         except aiohttp.ClientConnectorError as error:
-            why = f"dial tcp {host}:{port}: connect: {str(error.os_error.strerror).lower()}"
+            why = dial_failure(host, port, error.os_error)
             raise unavailable(f"error trying to reach service: {why}") from error
         except aiohttp.ClientError as error:
             raise unavailable(f"error trying to reach service: {error or type(error).__name__}") from error

@@ -56,7 +56,7 @@ class Resources:
             ApiError: the refusal.
         """
         if not target.kind.is_stored:
-            body = await bodies.read_body(request) or {}
+            body = await bodies.read_body(request, target.kind) or {}
             review = questions.answer(self._access, target.kind, target.namespace, body, caller)
             return _respond(201, review, caller)
         if target.verb == "watch":
@@ -73,7 +73,7 @@ class Resources:
     async def _one(self, request: web.Request, target: Target, caller: Caller) -> tuple[int, Object]:
         if target.verb == "get":
             return 200, self._get(target)
-        body = await bodies.read_body(request)
+        body = await bodies.read_body(request, target.kind)
         if target.verb == "create":
             return 201, self._create(target, body, caller)
         if target.verb == "update":

@@ -206,6 +206,7 @@ class Container:
     async def _live(self, command: Command) -> int:
         log = self.log_file()
         log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
         self._forget_old_logs()
         process = await start_container(command, log)
         self._process, self._command, self._killed_because = process, command, ""

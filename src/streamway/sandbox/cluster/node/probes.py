@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from streamway.sandbox.cluster.dialling import dial_failure
 from streamway.sandbox.cluster.objects import Object
 
 _USER_AGENT = "kube-probe/1.36"
@@ -73,7 +74,7 @@ class Prober:
         except TimeoutError:
             why = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
         except aiohttp.ClientConnectorError as error:
-            why = f"dial tcp {host}:{port}: connect: {_reason(error.os_error)}"
+            why = dial_failure(host, port, error.os_error)
         except (aiohttp.ClientError, OSError) as error:
             why = "EOF" if isinstance(error, aiohttp.ServerDisconnectedError) else str(error)
         return Answer(ok=False, text=f'Get "{url}": {why}')
@@ -101,15 +102,9 @@ class Prober:
         except TimeoutError:
             return Answer(ok=False, text=f"dial tcp {host}:{port}: i/o timeout")
         except OSError as error:
-            return Answer(ok=False, text=f"dial tcp {host}:{port}: connect: {_reason(error)}")
+            return Answer(ok=False, text=dial_failure(host, port, error))
         writer.close()
         return Answer(ok=True)
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return (error.strerror or str(error)).lower()
 
 
 async def watch_probe(

@@ -34,7 +34,7 @@ class NodeSettings:
     backoff_seconds: float = 10.0
     longest_backoff_seconds: float = 300.0
     memory_sample_seconds: float = 1.0
-    shutdown_seconds: float = 5.0
+    shutdown_seconds: float = 3.0
 
     def changed(self, wanted: Object) -> "NodeSettings":
         """Give settings with some values replaced.
