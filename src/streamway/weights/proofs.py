@@ -9,7 +9,7 @@ source's tensors, in the header's order, add up to; so nothing is read twice thr
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from streamway.storage.segments import ByteReader, Computed, Extent, Segment
 from streamway.weights.safetensors_file import Header, TensorEntry, read_header
 from streamway.weights.shards import PIECE_BYTES, Shard
 from streamway.weights.tensors import SourceTensor
+from streamway.weights.windows import read_into
 from streamway.weights.wording import show_name
 
 _BUFFER_BYTES = 4 * 1024 * 1024
@@ -240,12 +241,3 @@ def checksum_range(reader: ByteReader, start: int, end: int) -> int:
         read_into(reader, offset, part)
         total = crc32c(part, total)
     return total
-
-
-def read_into(reader: ByteReader, offset: int, view: memoryview) -> None:
-    """Fill memory from a reader, without a copy where it can."""
-    fill: Callable[[int, memoryview], None] | None = getattr(reader, "read_into", None)
-    if fill:
-        fill(offset, view)
-    else:
-        view[:] = reader.read(offset, len(view))

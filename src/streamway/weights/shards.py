@@ -16,7 +16,7 @@ FORMAT_METADATA = {"format": "pt"}
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """5 GB, as benchmarks/results/convert.md measures it."""
 
-PIECE_BYTES = 4 * 1024 * 1024
+PIECE_BYTES = 2 * 1024 * 1024
 """How much of a strided tensor is made at a time."""
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from streamway.storage.segments import ByteReader
+from streamway.weights.windows import read_into
 
-_WINDOW_BYTES = 4 * 1024 * 1024
+_WINDOW_BYTES = 2 * 1024 * 1024
 _SKIP_BYTES = 64 * 1024
 """A gap longer than this is not worth reading over."""
 
@@ -85,8 +86,10 @@ def gather(reader: ByteReader, box: Box, swap_word_bytes: int = 1) -> bytes:
     """
     row = bytearray(box.size_bytes)
     strides = _row_strides(box)
+    buffer = memoryview(bytearray(min(_WINDOW_BYTES, box.span_bytes)))
     for part, at in _readable_parts(box, strides):
-        window = reader.read(part.offset, part.span_bytes)
+        window = buffer[: part.span_bytes]
+        read_into(reader, part.offset, window)
         _scatter(window, row, part, strides, at)
     return _swapped(row, swap_word_bytes) if swap_word_bytes > 1 else bytes(row)
 
@@ -123,7 +126,7 @@ def _reach(dimension: tuple[int, int]) -> int:
     return (count - 1) * step
 
 
-def _scatter(window: bytes, row: bytearray, part: Box, strides: dict[int, int], at: int) -> None:
+def _scatter(window: memoryview, row: bytearray, part: Box, strides: dict[int, int], at: int) -> None:
     """Copy a part's elements from the window that holds them to their places in the row."""
     width = part.element_bytes
     source, target = _as_elements(window, width), _as_elements(row, width)
@@ -147,7 +150,7 @@ def _scatter(window: bytes, row: bytearray, part: Box, strides: dict[int, int], 
             target[places] = _repeat(source[source_at : source_at + 1], count, _FORMATS[width])
 
 
-def _as_elements(data: bytes | bytearray, width: int) -> "memoryview[int]":
+def _as_elements(data: bytearray | memoryview, width: int) -> "memoryview[int]":
     whole = memoryview(data)[: len(data) - len(data) % width]
     return whole.cast(_FORMATS[width])
 

@@ -1,8 +1,10 @@
-"""Sequential reading out of a ByteReader, because pickles are streams and readers answer by offset.
+"""Reading out of a ByteReader: in sequence, because pickles are streams, and into memory that is already there.
 
 A window keeps memory flat: whatever a file claims about its own lengths, no more than one window and one claimed,
 checked value are in memory.
 """
+
+from collections.abc import Callable
 
 from streamway.errors import CheckpointError
 from streamway.storage.segments import ByteReader
@@ -83,3 +85,12 @@ class ByteWindow:
         length = min(max(count, WINDOW_BYTES), self._end - start)
         self._buffer = self._reader.read(start, length)
         self._buffer_start, self._position = start, 0
+
+
+def read_into(reader: ByteReader, offset: int, view: memoryview) -> None:
+    """Fill memory from a reader, without a copy where it can."""
+    fill: Callable[[int, memoryview], None] | None = getattr(reader, "read_into", None)
+    if fill:
+        fill(offset, view)
+    else:
+        view[:] = reader.read(offset, len(view))
