@@ -17,7 +17,7 @@ _SLOWEST_GIB_PER_SECOND = 0.25
 _NODE_AND_IMAGE_SECONDS = 1200
 _MARGIN_SECONDS = 60
 # Probing is cheap, and a longer period is so much waiting added to every start.
-PROBE_PERIOD_SECONDS = 2
+PROBE_PERIOD_SECONDS = 1
 
 
 @dataclass(frozen=True, kw_only=True)

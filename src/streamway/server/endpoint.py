@@ -211,8 +211,8 @@ def stop_revision(
     Raises:
         ClusterError: a pod is still there after `timeout_seconds`.
     """
-    if revision.replicas:
-        scale(connection, endpoint.namespace, revision.deployment_name, 0)
+    # Not asked whether it has any: it may have been brought up since it was read.
+    scale(connection, endpoint.namespace, revision.deployment_name, 0)
     await_no_pods(connection, endpoint, revision.name, timeout_seconds=timeout_seconds)
 
 

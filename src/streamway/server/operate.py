@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from streamway.cluster import ClusterConnection, connect
 from streamway.errors import ApiServerError, ClusterError
@@ -124,7 +124,9 @@ def promote_revision(*, name: str, namespace: str, revision: str, proof: str = "
         return _status(read_endpoint(connection, namespace, name))
 
 
-def reject_revision(*, name: str, namespace: str, revision: str, cluster: str = "") -> str:
+def reject_revision(
+    *, name: str, namespace: str, revision: str, cluster: str = "", unschedulable_seconds: float = 20
+) -> str:
     """Go back to the revision before, because this one has answered wrongly; say what serves now.
 
     Args:
@@ -132,10 +134,12 @@ def reject_revision(*, name: str, namespace: str, revision: str, cluster: str = 
         namespace: Its namespace.
         revision: The revision that failed, whether it was held or serves already.
         cluster: As in `streamway.cluster.connect`.
+        unschedulable_seconds: How long the one before may look for a node while this one still serves; then it takes
+            this one's.
     """
     with _changing(cluster, namespace, name) as (connection, endpoint, _holding):
         if endpoint.active == revision:
-            return _leave_active(connection, endpoint, revision)
+            return _leave_active(connection, endpoint, revision, unschedulable_seconds)
         old = endpoint.active_revision
         if old is None:
             withdraw(connection, endpoint, revision)
@@ -275,7 +279,9 @@ def _held_plan(connection: ClusterConnection, endpoint: Endpoint, revision: str,
     )
 
 
-def _leave_active(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> str:
+def _leave_active(
+    connection: ClusterConnection, endpoint: Endpoint, revision: str, unschedulable_seconds: float
+) -> str:
     """The revision that answers wrongly is the one that serves: the one before takes over, without a proof."""
     before = endpoint.revisions.get(endpoint.previous)
     if before is None:
@@ -286,7 +292,7 @@ def _leave_active(connection: ClusterConnection, endpoint: Endpoint, revision: s
         revision=before.name,
         strategy="auto",
         port=PORT,
-        patience=Patience(deadline_seconds=_RETURN_SECONDS),
+        patience=Patience(deadline_seconds=_RETURN_SECONDS, unschedulable_seconds=unschedulable_seconds),
     )
     try:
         roll_out(connection, endpoint, plan)
@@ -294,7 +300,7 @@ def _leave_active(connection: ClusterConnection, endpoint: Endpoint, revision: s
         raise
     except ClusterError as error:
         return f"Revision {revision} goes on serving, although it answers wrongly: {error.problem}"
-    after = replace(read_endpoint(connection, endpoint.namespace, endpoint.name))
+    after = read_endpoint(connection, endpoint.namespace, endpoint.name)
     point_service(connection, after, before.name, forget_previous=True)
     remove_revision(connection, after, revision)
     outcome = f"Revision {before.name} serves again; revision {revision} was removed."
