@@ -87,6 +87,21 @@ def start_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Star
         part.stop()
 
 
+@pytest.fixture(scope="module")
+def start_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPart]:
+    """Start a part for all tests of a file."""
+    parts: list[Part] = []
+    state = tmp_path_factory.mktemp("state")
+
+    def begin(module: str, *arguments: str) -> Part:
+        parts.append(Part(module, state, *arguments))
+        return parts[-1]
+
+    yield begin
+    for part in reversed(parts):
+        part.stop()
+
+
 @pytest.fixture(scope="session")
 def shared_vertex(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
     part = Part("vertex", tmp_path_factory.mktemp("vertex"), "--concurrency", "0")

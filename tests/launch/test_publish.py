@@ -8,7 +8,6 @@ import pytest
 from kfp.registry import RegistryClient
 
 from streamway.errors import LaunchError, ServiceUnreachableError
-from streamway.launch import compile_pipeline
 from streamway.launch.publish import publish_template
 
 
@@ -17,15 +16,14 @@ def repository(queueing: Any) -> str:
     return f"{queueing.announced['registry_url']}/{queueing.project}/templates"
 
 
-def test_a_published_template_is_the_compiled_file(repository: str, tmp_path: Path) -> None:
-    path = compile_pipeline("serve_model", tmp_path / "serve_model.yaml")
-    published = publish_template(path, repository, tags=["v1", "latest"])
-    assert (published.name, published.was_there) == ("serve-model", False)
-    assert published.uri == f"{repository}/serve-model/latest"
+def test_a_published_template_is_the_compiled_file(repository: str, compiled: Path, tmp_path: Path) -> None:
+    published = publish_template(compiled, repository, tags=["v1", "latest"])
+    assert (published.name, published.was_there) == ("small-talk", False)
+    assert published.uri == f"{repository}/small-talk/latest"
     fetched = RegistryClient(host=repository).download_pipeline(
-        "serve-model", tag="v1", file_name=str(tmp_path / "fetched.yaml")
+        "small-talk", tag="v1", file_name=str(tmp_path / "fetched.yaml")
     )
-    assert Path(fetched).read_bytes() == path.read_bytes()
+    assert Path(fetched).read_bytes() == compiled.read_bytes()
 
 
 def test_publishing_again_makes_no_new_version(repository: str, compiled: Path) -> None:

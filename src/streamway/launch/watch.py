@@ -6,6 +6,7 @@ two leaves a claim that grows old, and then another one takes it over. The run h
 so a claim that changes hands still starts one run. A branch that is set back to an earlier commit is followed too.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from streamway import storage
-from streamway.errors import AlreadyThereError, LaunchError, StreamwayError
+from streamway.errors import AlreadyThereError, LaunchError, SourceChangedError, StreamwayError
 from streamway.hub.newest import Newest, find_newest
 from streamway.launch.service import PipelineService, RunRequest, RunStatus
 
@@ -32,6 +33,7 @@ _CLAIM_LASTS = timedelta(minutes=10)
 
 _LONGEST_PAUSE_SECONDS = 3600.0
 _MAX_RECORD_BYTES = 1 << 16
+_MOST_READS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +191,8 @@ class Watcher:
             return None
         try:
             return Newest(**json.loads(storage.read_file(uri, max_bytes=_MAX_RECORD_BYTES)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, SourceChangedError):
+            # It only saves the Hub an answer.
             return None
 
 
@@ -270,16 +273,24 @@ def look_until(watcher: Watcher, followed: Followed, commit_sha: str, *, pauses:
 
 def _read_claim(uri: str) -> tuple[_Claim | None, int]:
     """Return the claim and its generation; 0 where there is none."""
-    if not storage.exists(uri):
-        return None, 0
-    reader = storage.open_reader(uri)
+    for _ in range(_MOST_READS):
+        if not storage.exists(uri):
+            return None, 0
+        # Another watcher may write, or take back, its claim at this very moment.
+        with contextlib.suppress(SourceChangedError):
+            reader = storage.open_reader(uri)
+            text = reader.read(0, min(reader.size_bytes, _MAX_RECORD_BYTES))
+            return _parse_claim(text, uri), int(reader.version) if storage.is_gs(uri) else -1
+    raise LaunchError(f"{uri} is written to all the time.", next_step="Look who does; one watcher is enough.")
+
+
+def _parse_claim(text: bytes, uri: str) -> _Claim:
     try:
-        claim = _Claim(**json.loads(reader.read(0, min(reader.size_bytes, _MAX_RECORD_BYTES))))
+        return _Claim(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise LaunchError(
             f"{uri} is not a claim that this version can read: {error}.", next_step="Delete it; the commit is taken up."
         ) from error
-    return claim, int(reader.version) if storage.is_gs(uri) else -1
 
 
 def _to_json(claim: _Claim) -> bytes:

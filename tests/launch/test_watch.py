@@ -1,0 +1,277 @@
+"""A new commit starts one run, once, however many watchers look and whenever one of them dies."""
+
+import json
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamway import storage
+from streamway.errors import LaunchError
+from streamway.hub.newest import find_newest
+from streamway.launch.service import RunRequest, RunStatus
+from streamway.launch.vertex import VertexService
+from streamway.launch.watch import Followed, Look, Watcher, look_until, starter, watch
+from streamway.sandbox.hub_repository import add_commit
+
+
+class World:
+    """A Hub with a model of the test's own, a bucket and a Vertex AI."""
+
+    def __init__(self, hub: Any, vertex: Any, compiled: Path) -> None:
+        self.hub = hub
+        self.vertex = vertex
+        self.compiled = compiled
+        self.model = Followed(model_id=f"org/name-{uuid.uuid4().hex[:8]}", revision="main", name="endpoint")
+        self.root = f"gs://watched/{self.model.model_id}"
+        self.number = 0
+
+    def push(self, text: str = "") -> str:
+        self.number += 1
+        content = (text or str(self.number)).encode()
+        return add_commit(self.hub.state / "hub" / "repos", self.model.model_id, {"config.json": content})
+
+    def watcher(self) -> Watcher:
+        service = VertexService(location="us-central1")
+        return Watcher(state_root=self.root, start=starter(service, self.request))
+
+    def request(self, model: Followed, commit_sha: str) -> RunRequest:
+        parameters = {"name": commit_sha}
+        return RunRequest(
+            pipeline_path=self.compiled, parameters=parameters, name=model.name, pipeline_root="gs://watched/root"
+        )
+
+    def runs(self) -> list[dict[str, Any]]:
+        jobs = self.vertex.call(f"{self.vertex.place}/pipelineJobs").get("pipelineJobs", [])
+        return [job["runtimeConfig"]["parameterValues"] for job in jobs]
+
+    def claim(self, sha: str) -> str:
+        return f"{self.root}/.watch/endpoint/{self.model.model_id}/main/{sha}.json"
+
+
+@pytest.fixture(scope="module")
+def parts(start_shared: Any) -> Any:
+    return {"hub": start_shared("hub"), "bucket": start_shared("bucket", "--buckets", "watched=US")}
+
+
+@pytest.fixture
+def world(parts: Any, queueing: Any, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    for part in parts.values():
+        for name in part.announced["environment"].keys() - {"GOOGLE_CLOUD_PROJECT"}:
+            monkeypatch.setenv(name, part.announced["environment"][name])
+    yield World(parts["hub"], queueing, compiled)
+
+
+def test_a_new_commit_starts_one_run_pinned_to_it(world: World) -> None:
+    first = world.push()
+    watcher = world.watcher()
+    look = watcher.look(world.model)
+    assert (look.outcome, look.commit_sha) == ("started", first)
+    assert watcher.look(world.model).outcome == "unchanged"
+    second = world.push()
+    assert watcher.look(world.model).outcome == "started"
+    assert [run["name"] for run in world.runs()] == [second, first]
+
+
+def test_a_watcher_that_begins_later_finds_the_run_that_was_started(world: World) -> None:
+    world.push()
+    started = world.watcher().look(world.model)
+    found = world.watcher().look(world.model)
+    assert (found.outcome, found.run, found.page) == ("unchanged", started.run, started.page)
+    assert len(world.runs()) == 1
+
+
+def test_a_commit_that_changed_nothing_is_asked_for_cheaply(world: World) -> None:
+    world.push()
+    watcher = world.watcher()
+    watcher.look(world.model)
+    world.hub.send("DELETE", "/sandbox/counters")
+    assert watcher.look(world.model).outcome == "unchanged"
+    (request,) = world.hub.call("/sandbox/counters")["requests"]
+    assert (request["count"], request["statuses"], request["bytes_out"]) == (1, {"304": 1}, 0)
+
+
+def test_many_watchers_at_once_start_one_run(world: World) -> None:
+    world.push()
+    watchers = [world.watcher() for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        looks = list(pool.map(lambda watcher: watcher.look(world.model), watchers))
+    assert [look.outcome for look in looks].count("started") == 1
+    assert {look.outcome for look in looks} <= {"started", "taken", "unchanged"}
+    assert len(world.runs()) == 1
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from streamway.launch.service import RunRequest
+from streamway.launch.vertex import VertexService
+from streamway.launch.watch import Followed, Watcher, starter
+compiled, root, model_id = sys.argv[1:]
+def request(model, commit_sha):
+    return RunRequest(pipeline_path=Path(compiled), parameters={"name": commit_sha}, name=model.name,
+                      pipeline_root="gs://watched/root")
+watcher = Watcher(state_root=root, start=starter(VertexService(location="us-central1"), request))
+print("ready", flush=True)
+sys.stdin.readline()
+print(watcher.look(Followed(model_id=model_id, revision="main", name="endpoint")).outcome)
+"""
+
+
+def test_watchers_of_several_processes_start_one_run(world: World) -> None:
+    world.push()
+    command = [sys.executable, "-c", LOOK, str(world.compiled), world.root, world.model.model_id]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    try:
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+        outcomes = [process.communicate("go\n", timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert outcomes.count("started\n") == 1
+    assert len(world.runs()) == 1
+
+
+class DiedError(BaseException):
+    """Ends a watcher where a kill would."""
+
+
+def test_a_watcher_that_died_before_it_started_anything_is_replaced(world: World) -> None:
+    sha = world.push()
+
+    def die(*_: Any) -> RunStatus:
+        raise DiedError
+
+    with pytest.raises(DiedError):
+        Watcher(state_root=world.root, start=die).look(world.model)
+    assert world.watcher().look(world.model).outcome == "taken"
+    grow_old(world.claim(sha))
+    assert world.watcher().look(world.model).outcome == "started"
+    assert len(world.runs()) == 1
+
+
+def test_a_watcher_that_died_after_it_started_the_run_is_replaced_without_another_run(world: World) -> None:
+    sha = world.push()
+    watcher = world.watcher()
+    start = watcher._start
+
+    def start_and_die(*given: Any) -> RunStatus:
+        start(*given)
+        raise DiedError
+
+    with pytest.raises(DiedError):
+        Watcher(state_root=world.root, start=start_and_die).look(world.model)
+    grow_old(world.claim(sha))
+    assert watcher.look(world.model).outcome == "started"
+    assert len(world.runs()) == 1
+
+
+def grow_old(uri: str) -> None:
+    claim = json.loads(storage.read_file(uri))
+    claim["claimed"] = (datetime.now(UTC) - timedelta(minutes=11)).isoformat()
+    storage.write_file(uri, json.dumps(claim).encode())
+
+
+def test_a_service_that_refuses_leaves_the_commit_to_the_next_look(world: World) -> None:
+    sha = world.push()
+    watcher = world.watcher()
+    world.vertex.fail_next("POST", f"{world.vertex.place}/pipelineJobs", status=503)
+    failed = watcher.look(world.model)
+    assert (failed.outcome, "does not answer" in failed.error) == ("failed", True)
+    assert not storage.exists(world.claim(sha))
+    assert watcher.look(world.model).outcome == "started"
+    assert len(world.runs()) == 1
+
+
+def test_a_branch_that_is_set_back_is_followed_back(world: World) -> None:
+    first = world.push("a")
+    watcher = world.watcher()
+    watcher.look(world.model)
+    world.push("b")
+    watcher.look(world.model)
+    refs = world.hub.state / "hub" / "repos" / world.model.model_id / "refs.json"
+    refs.write_text(json.dumps({"refs/heads/main": first}))
+    look = watcher.look(world.model)
+    assert (look.outcome, look.commit_sha) == ("started", first)
+    assert world.watcher().look(world.model).outcome == "unchanged"
+    assert len(world.runs()) == 3
+
+
+def test_a_model_that_is_not_there_is_told_and_no_run_started(world: World) -> None:
+    look = world.watcher().look(Followed(model_id="org/other", revision="main", name="endpoint"))
+    assert look.outcome == "failed"
+    assert "org/other is not on" in look.error
+    assert world.runs() == []
+
+
+def test_a_claim_that_cannot_be_read_is_named(world: World) -> None:
+    sha = world.push()
+    storage.write_file(world.claim(sha), b"[]")
+    look = world.watcher().look(world.model)
+    assert look.outcome == "failed"
+    assert world.claim(sha) in look.error
+
+
+def test_models_are_looked_at_in_turn_and_failing_ones_less_often(world: World) -> None:
+    world.push()
+    lost = Followed(model_id="org/lost", revision="main", name="lost")
+    stop, looks = threading.Event(), []
+
+    def note(look: Look) -> None:
+        looks.append(look)
+        if len([one for one in looks if one.followed == world.model]) == 12:
+            stop.set()
+
+    watch(world.watcher(), [lost, world.model], interval_seconds=0.05, stop=stop, on_look=note)
+    failed = [look for look in looks if look.followed == lost]
+    assert looks[0] in failed
+    assert 2 <= len(failed) < 8
+    assert len(world.runs()) == 1
+
+
+def test_a_look_after_a_webhook_waits_until_the_hub_knows_the_commit(world: World) -> None:
+    world.push()
+    watcher = world.watcher()
+    watcher.look(world.model)
+    told = "f" * 40
+    assert look_until(watcher, world.model, told, pauses=(0.01, 0.01)).commit_sha != told
+    sha = world.push()
+    assert look_until(watcher, world.model, sha, pauses=(0.01,)).outcome == "started"
+    assert look_until(watcher, world.model, "", pauses=(60,)).outcome == "unchanged"
+
+
+def test_the_newest_commit_that_is_known_is_not_sent_again(world: World) -> None:
+    sha = world.push()
+    newest = find_newest(world.model.model_id, "main")
+    assert newest.commit_sha == sha
+    assert find_newest(world.model.model_id, "main", known=newest) is newest
+
+
+def test_a_folder_serves_as_the_place_of_claims_too(world: World, tmp_path: Path) -> None:
+    world.push()
+    runs: list[str] = []
+
+    def start(_: Followed, commit_sha: str, attempt: int) -> RunStatus:
+        runs.append(f"{commit_sha}-{attempt}")
+        return RunStatus(id=runs[-1], display_name="", state="queued", created="")
+
+    watchers = [Watcher(state_root=str(tmp_path / "models"), start=start) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda watcher: watcher.look(world.model), watchers))
+    assert len(runs) == 1
+
+    def refuse(*_: Any) -> RunStatus:
+        raise LaunchError("no")
+
+    world.push()
+    assert Watcher(state_root=str(tmp_path / "models"), start=refuse).look(world.model).outcome == "failed"
+    assert watchers[0].look(world.model).outcome == "started"
