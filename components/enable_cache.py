@@ -10,6 +10,7 @@ from streamway.components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def enable_cache(
     run_uri: str,
+    size_bytes: int,
     release: dsl.Input[dsl.Model],
     zones: list = [],  # noqa: B006
     ttl_hours: float = 24.0,
@@ -20,6 +21,7 @@ def enable_cache(
 
     Args:
         run_uri: Where this run keeps its journal.
+        size_bytes: Size of the release, in bytes; what each zone costs to hold follows from it.
         release: The published model; its bucket is the one to cache.
         zones: Zones to cache in, such as us-central1-a; empty for none.
         ttl_hours: How long an entry lives, 1 to 168 hours.
@@ -38,6 +40,7 @@ def enable_cache(
             ttl_seconds=int(ttl_hours * 3600),
             wait=wait,
             timeout_seconds=timeout_seconds,
+            size_bytes=size_bytes,
         )
         step.keep(enabled)
     return ({zone.zone: zone.state for zone in enabled.zones},)

@@ -87,6 +87,7 @@ def promote_model(
 
         cached = enable_cache(
             run_uri=run_uri,
+            size_bytes=promoted.outputs["size_bytes"],
             release=promoted.outputs["release"],
             zones=cache_zones,
             ttl_hours=cache_ttl_hours,

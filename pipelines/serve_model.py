@@ -111,6 +111,7 @@ def serve_model(
 
         cached = enable_cache(
             run_uri=run_uri,
+            size_bytes=published.outputs["size_bytes"],
             release=published.outputs["release"],
             zones=cache_zones,
             ttl_hours=cache_ttl_hours,
