@@ -65,9 +65,9 @@ def smoke_test(
     return verdict
 
 
-def _reject(**revision: str) -> str:
+def _reject(*, name: str, namespace: str, revision: str, cluster: str) -> str:
     try:
-        return server.reject_revision(**revision)
+        return server.reject_revision(name=name, namespace=namespace, revision=revision, cluster=cluster)
     except StreamwayError as error:
         # What went wrong first matters more than that it could not be undone, but both must be told.
         return f"It could not be withdrawn either: {error.problem}"

@@ -7,6 +7,7 @@ import click
 
 from streamway.cli import output
 from streamway.cli.check import check
+from streamway.cli.endpoint import rollback, status
 from streamway.cli.launch import publish_command, runs_command, schedule_group, submit_command
 from streamway.cli.run import compile_command, run
 from streamway.cli.sandbox import sandbox_group
@@ -42,6 +43,8 @@ for command in (
     render,
     deploy,
     smoke,
+    status,
+    rollback,
     submit_command,
     runs_command,
     schedule_group,
