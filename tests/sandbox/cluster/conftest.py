@@ -176,8 +176,17 @@ def wait_until(test: Callable[[], Any], seconds: float = 20.0, explain: Callable
 
 def pod_manifest(name: str, /, **spec: Any) -> dict[str, Any]:
     """Describe a pod of one container; container fields and pod fields may be given together."""
-    pod_fields = ("restartPolicy", "initContainers", "volumes", "terminationGracePeriodSeconds", "nodeSelector",
-                  "enableServiceLinks", "tolerations", "serviceAccountName", "affinity")  # fmt: skip
+    pod_fields = (
+        "restartPolicy",
+        "initContainers",
+        "volumes",
+        "terminationGracePeriodSeconds",
+        "nodeSelector",
+        "enableServiceLinks",
+        "tolerations",
+        "serviceAccountName",
+        "affinity",
+    )
     outer = {key: spec.pop(key) for key in pod_fields if key in spec}
     labels = spec.pop("labels", {"app": name})
     container = {"name": "main", "image": "python:3.11", **spec}

@@ -145,8 +145,9 @@ def test_service_links_reach_a_container_unless_forbidden(cluster: RunningCluste
     address = cluster.create(f"/api/v1/namespaces/{namespace}/services", body)["spec"]["clusterIP"]
     script = "import os; print(os.environ.get('VLLM_PORT'))"
     for name, links, expected in (("on", True, f"tcp://{address}:8000\n"), ("off", False, "None\n")):
-        cluster.run_pod(namespace, name, command=["python3", "-c", script], enableServiceLinks=links,
-                        restartPolicy="Never")  # fmt: skip
+        cluster.run_pod(
+            namespace, name, command=["python3", "-c", script], enableServiceLinks=links, restartPolicy="Never"
+        )
         cluster.wait_pod(namespace, name, lambda pod: pod["status"]["phase"] == "Succeeded")
         assert cluster.log(namespace, name) == expected
 
@@ -169,8 +170,12 @@ def test_volumes_are_folders_under_their_mount_paths(cluster: RunningCluster, na
         "binaryData": {"raw": base64.b64encode(b"r").decode()},
     }
     cluster.create(f"/api/v1/namespaces/{namespace}/configmaps", body)
-    script = "from pathlib import Path; import os, sys; Path(os.environ['CACHE']).write_text('kept');" \
-             "print(Path('/etc/cfg/greeting').read_text(), sys.argv[1].endswith('/x'), os.path.exists('/dev/shm'))"  # fmt: skip
+    script = """
+import os, sys
+from pathlib import Path
+Path(os.environ["CACHE"]).write_text("kept")
+print(Path("/etc/cfg/greeting").read_text(), sys.argv[1].endswith("/x"), os.path.exists("/dev/shm"))
+"""
     reader = {
         "name": "main",
         "image": "python:3.11",
@@ -178,17 +183,27 @@ def test_volumes_are_folders_under_their_mount_paths(cluster: RunningCluster, na
     }
     mounts = [{"name": "data", "mountPath": "/data"}, {"name": "cfg", "mountPath": "/etc/cfg"}]
     shm = {"name": "shm", "mountPath": "/dev/shm"}
-    first = {"name": "first", "image": "python:3.11", "command": ["python3", "-c", script, "/cache/x"],
-             "env": [{"name": "CACHE", "value": "/cache/file"}],
-             "volumeMounts": [{"name": "data", "mountPath": "/cache", "subPath": "sub"}, mounts[1], shm]}  # fmt: skip
+    first = {
+        "name": "first",
+        "image": "python:3.11",
+        "command": ["python3", "-c", script, "/cache/x"],
+        "env": [{"name": "CACHE", "value": "/cache/file"}],
+        "volumeMounts": [{"name": "data", "mountPath": "/cache", "subPath": "sub"}, mounts[1], shm],
+    }
     items = [{"key": "greeting", "path": "greeting"}, {"key": "greeting", "path": "renamed"}]
     volumes = [
         {"name": "data", "emptyDir": {}},
         {"name": "cfg", "configMap": {"name": "c", "items": items}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
-    cluster.run_pod(namespace, "p", **reader | {"volumeMounts": mounts}, initContainers=[first], volumes=volumes,
-                    restartPolicy="Never")  # fmt: skip
+    cluster.run_pod(
+        namespace,
+        "p",
+        **reader | {"volumeMounts": mounts},
+        initContainers=[first],
+        volumes=volumes,
+        restartPolicy="Never",
+    )
     cluster.wait_pod(namespace, "p", lambda pod: pod["status"]["phase"] == "Succeeded")
     assert cluster.log(namespace, "p", "container=first") == "hello True True\n"
     assert cluster.log(namespace, "p", "container=main") == "kepthello"
@@ -216,8 +231,9 @@ def test_claims_keep_their_files_from_pod_to_pod(cluster: RunningCluster, namesp
     volumes = [{"name": "disk", "persistentVolumeClaim": {"claimName": "disk"}}]
     mounts = [{"name": "disk", "mountPath": "/disk"}]
     for name, command in (("w", "echo kept > /disk/file"), ("r", "cat /disk/file")):
-        cluster.run_pod(namespace, name, command=["sh", "-c", command], volumes=volumes, volumeMounts=mounts,
-                        restartPolicy="Never")  # fmt: skip
+        cluster.run_pod(
+            namespace, name, command=["sh", "-c", command], volumes=volumes, volumeMounts=mounts, restartPolicy="Never"
+        )
         cluster.wait_pod(namespace, name, lambda pod: pod["status"]["phase"] == "Succeeded")
     assert cluster.log(namespace, "r") == "kept\n"
 
@@ -233,8 +249,15 @@ def test_init_containers_run_in_order_and_hold_the_others_back(cluster: RunningC
         ]
         return {"name": name, "image": "python:3.11", "command": command, "volumeMounts": mounts}
 
-    cluster.run_pod(namespace, "p", command=["cat", "/v/order"], volumeMounts=mounts, volumes=volumes,
-                    initContainers=[step("a"), step("b")], restartPolicy="OnFailure")  # fmt: skip
+    cluster.run_pod(
+        namespace,
+        "p",
+        command=["cat", "/v/order"],
+        volumeMounts=mounts,
+        volumes=volumes,
+        initContainers=[step("a"), step("b")],
+        restartPolicy="OnFailure",
+    )
     pod = cluster.wait_pod(namespace, "p", lambda pod: pod["status"]["phase"] == "Succeeded")
     assert cluster.log(namespace, "p", "container=main") == "a\nb\nb\n"
     assert status_of(pod, "b", "initContainerStatuses")["restartCount"] == 1
@@ -269,9 +292,14 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8000), H).serve_forever()
 def gated(cluster: RunningCluster, namespace: str, **probes) -> Path:
     """Run a pod whose probes pass as soon as a file is there; gives the folder of the files."""
     pod = cluster.run_pod(
-        namespace, "p", command=["python3", "-c", _GATED], volumes=[{"name": "v", "emptyDir": {}}],
-        volumeMounts=[{"name": "v", "mountPath": "/v"}], ports=[{"containerPort": 8000, "name": "http"}], **probes,
-    )  # fmt: skip
+        namespace,
+        "p",
+        command=["python3", "-c", _GATED],
+        volumes=[{"name": "v", "emptyDir": {}}],
+        volumeMounts=[{"name": "v", "mountPath": "/v"}],
+        ports=[{"containerPort": 8000, "name": "http"}],
+        **probes,
+    )
     return cluster.folder / "cluster" / "pods" / pod["metadata"]["uid"] / "volumes" / "v"
 
 
@@ -303,9 +331,12 @@ def test_liveness_restarts(cluster: RunningCluster, namespace: str) -> None:
 
 def test_startup_probe_holds_the_others_back(cluster: RunningCluster, namespace: str) -> None:
     folder = gated(
-        cluster, namespace, startupProbe=probe("/started", failureThreshold=60),
-        livenessProbe=probe("/live", failureThreshold=1), readinessProbe=probe("/started"),
-    )  # fmt: skip
+        cluster,
+        namespace,
+        startupProbe=probe("/started", failureThreshold=60),
+        livenessProbe=probe("/live", failureThreshold=1),
+        readinessProbe=probe("/started"),
+    )
     wait_until(lambda: len(cluster.events(namespace, involvedObject__name="p", reason="Unhealthy")) > 0)
     wait_until(lambda: cluster.events(namespace, involvedObject__name="p", reason="Unhealthy")[-1]["count"] >= 2)
     pod = cluster.pod(namespace, "p")
@@ -334,9 +365,8 @@ def test_other_probe_kinds(cluster: RunningCluster, namespace: str) -> None:
 
 def test_too_much_memory_is_killed(cluster: RunningCluster, namespace: str) -> None:
     script = "import time; held = bytearray(200 << 20); time.sleep(60)"
-    cluster.run_pod(
-        namespace, "p", command=["python3", "-c", script], resources={"limits": {"memory": "64Mi"}}, restartPolicy="Never"
-    )  # fmt: skip
+    limits = {"limits": {"memory": "64Mi"}}
+    cluster.run_pod(namespace, "p", command=["python3", "-c", script], resources=limits, restartPolicy="Never")
     pod = cluster.wait_pod(namespace, "p", lambda pod: pod["status"]["phase"] == "Failed")
     terminated = status_of(pod)["state"]["terminated"]
     assert (terminated["reason"], terminated["exitCode"]) == ("OOMKilled", 137)
@@ -366,17 +396,26 @@ def test_programs_that_listen_everywhere_are_kept_apart(cluster: RunningCluster,
 
 
 def test_stopping_runs_the_hook_then_asks_then_kills(cluster: RunningCluster, namespace: str) -> None:
-    script = "import signal, time\nsignal.signal(15, lambda *_: print('asked', flush=True))\nprint('up', flush=True)\n" \
-             "while True: time.sleep(1)"  # fmt: skip
+    script = """
+import signal, time
+signal.signal(15, lambda *_: print("asked", flush=True))
+print("up", flush=True)
+while True:
+    time.sleep(1)
+"""
     hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /v/hook"]}}}
     claim_path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     cluster.create(claim_path, {"metadata": {"name": "v"}, "spec": spec})
     cluster.run_pod(
-        namespace, "p", command=["python3", "-c", script], lifecycle=hook, terminationGracePeriodSeconds=2,
+        namespace,
+        "p",
+        command=["python3", "-c", script],
+        lifecycle=hook,
+        terminationGracePeriodSeconds=2,
         volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "v"}}],
         volumeMounts=[{"name": "v", "mountPath": "/v"}],
-    )  # fmt: skip
+    )
     cluster.wait_pod(namespace, "p", is_ready)
     wait_until(lambda: "up" in cluster.log(namespace, "p"))
     response = cluster.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/p")
@@ -388,7 +427,7 @@ def test_stopping_runs_the_hook_then_asks_then_kills(cluster: RunningCluster, na
 
 
 def test_children_of_a_container_end_with_it(cluster: RunningCluster, namespace: str) -> None:
-    script = "import subprocess, time; c = subprocess.Popen(['sleep', '4711'], start_new_session=True); print(c.pid, flush=True)"
+    script = "import subprocess as s; child = s.Popen(['sleep', '4711'], start_new_session=True); print(child.pid)"
     cluster.run_pod(namespace, "p", command=["python3", "-c", script], restartPolicy="Never")
     cluster.wait_pod(namespace, "p", lambda pod: pod["status"]["phase"] == "Succeeded")
     pid = int(cluster.log(namespace, "p"))

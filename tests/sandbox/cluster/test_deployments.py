@@ -25,8 +25,10 @@ class Web:
         self.cluster.apply(deployment_manifest("web", self.namespace, image=image, **more))
 
     def apply_service(self) -> None:
-        body = {"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"},
-                "ports": [{"name": "api", "port": 80, "targetPort": "http"}]}}  # fmt: skip
+        body = {
+            "metadata": {"name": "web"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"name": "api", "port": 80, "targetPort": "http"}]},
+        }
         self.cluster.create(f"/api/v1/namespaces/{self.namespace}/services", body)
 
     def rolled_out(self) -> None:
@@ -61,8 +63,9 @@ def web(cluster: RunningCluster, namespace: str) -> Web:
 def test_first_rollout(web: Web) -> None:
     web.apply(replicas=2)
     web.rolled_out()
-    assert {key: web.status()[key] for key in ("replicas", "readyReplicas", "availableReplicas", "updatedReplicas")} == {
-        "replicas": 2, "readyReplicas": 2, "availableReplicas": 2, "updatedReplicas": 2}  # fmt: skip
+    status = web.status()
+    counts = ("replicas", "readyReplicas", "availableReplicas", "updatedReplicas")
+    assert [status[key] for key in counts] == [2, 2, 2, 2]
     assert web.condition("Available")["reason"] == "MinimumReplicasAvailable"
     assert web.condition("Progressing")["reason"] == "NewReplicaSetAvailable"
     (only,) = web.sets()
@@ -196,8 +199,8 @@ def test_endpoints_follow_readiness(web: Web) -> None:
 def test_moved_selector_moves_the_service(web: Web) -> None:
     """Blue and green: the Service answers from whatever its selector names, at once."""
     for colour in ("blue", "green"):
-        manifest = deployment_manifest(colour, web.namespace, image="server:1", readinessProbe=_READY,
-                                       command=["sh", "-c", f"mkdir -p {colour}; exec python3 -m http.server 8000 --bind 0.0.0.0"])  # fmt: skip
+        command = ["sh", "-c", f"mkdir -p {colour}; exec python3 -m http.server 8000 --bind 0.0.0.0"]
+        manifest = deployment_manifest(colour, web.namespace, command=command, readinessProbe=_READY)
         web.cluster.apply(manifest)
         web.cluster.kubectl("rollout", "status", f"deploy/{colour}", "-n", web.namespace, "--timeout=30s")
     services = f"/api/v1/namespaces/{web.namespace}/services"
@@ -216,7 +219,7 @@ def test_moved_selector_moves_the_service(web: Web) -> None:
         ({"nodeSelector": {"zone": "mars"}}, "1 node(s) didn't match Pod's node affinity/selector"),
         ({"resources": {"requests": {"memory": "100Ti"}}}, "1 Insufficient memory"),
     ],
-)  # fmt: skip
+)
 def test_scheduler_says_why_not(web: Web, spec: dict, words: str) -> None:
     web.cluster.run_pod(web.namespace, "p", command=["true"], **spec)
     pod = web.cluster.wait_pod(web.namespace, "p", lambda pod: pod["status"].get("conditions"))

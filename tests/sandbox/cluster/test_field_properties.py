@@ -41,19 +41,16 @@ _containers = st.lists(
     unique_by=lambda one: one["name"],
     max_size=3,
 )
-_pods = st.fixed_dictionaries(
-    {"metadata": st.fixed_dictionaries({"name": st.just("p")}, optional={"labels": st.dictionaries(_names, _texts)})},
+_specs = st.fixed_dictionaries(
+    {},
     optional={
-        "spec": st.fixed_dictionaries(
-            {},
-            optional={
-                "containers": _containers,
-                "nodeSelector": st.dictionaries(_names, _texts),
-                "terminationGracePeriodSeconds": st.integers(1, 3),
-            },
-        )  # fmt: skip
+        "containers": _containers,
+        "nodeSelector": st.dictionaries(_names, _texts),
+        "terminationGracePeriodSeconds": st.integers(1, 3),
     },
 )
+_metadata = st.fixed_dictionaries({"name": st.just("p")}, optional={"labels": st.dictionaries(_names, _texts)})
+_pods = st.fixed_dictionaries({"metadata": _metadata}, optional={"spec": _specs})
 
 
 def owner(name: str, operation: str = "Apply") -> Owner:
@@ -127,19 +124,24 @@ def test_paths_are_shown_as_in_conflicts() -> None:
     assert show_path(path) == '.spec[containerPort=80,protocol="TCP"][="x"].a.b/c'
 
 
+def _deployment(containers: list[dict[str, Any]], **spec: Any) -> dict[str, Any]:
+    return {"spec": {"template": {"spec": {"containers": containers}}, **spec}}
+
+
 def test_strategic_patch_follows_its_directives() -> None:
     root = load_schema().root(DEPLOYMENT)
-    live = {"spec": {"template": {"spec": {"containers": [
-        {"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}]}},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}}  # fmt: skip
-    patch = {"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}, "template": {"spec": {
-        "$setElementOrder/containers": [{"name": "c"}, {"name": "a"}],
-        "containers": [{"name": "b", "$patch": "delete"}, {"name": "c", "image": "3"},
-                       {"name": "a", "env": [{"name": "Y", "value": "2"}, {"name": "X", "$patch": "delete"}]}]}}}}  # fmt: skip
-    assert strategic_patch(live, patch, root) == {"spec": {
-        "strategy": {"type": "Recreate"},
-        "template": {"spec": {"containers": [
-            {"name": "c", "image": "3"}, {"name": "a", "image": "1", "env": [{"name": "Y", "value": "2"}]}]}}}}  # fmt: skip
+    variable = {"name": "X", "value": "1"}
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}
+    live = _deployment([{"name": "a", "image": "1", "env": [variable]}, {"name": "b"}], strategy=rolling)
+    changed = [
+        {"name": "b", "$patch": "delete"},
+        {"name": "c", "image": "3"},
+        {"name": "a", "env": [{"name": "Y", "value": "2"}, {"name": "X", "$patch": "delete"}]},
+    ]
+    patch = _deployment(changed, strategy={"$retainKeys": ["type"], "type": "Recreate"})
+    patch["spec"]["template"]["spec"]["$setElementOrder/containers"] = [{"name": "c"}, {"name": "a"}]
+    outcome = [{"name": "c", "image": "3"}, {"name": "a", "image": "1", "env": [{"name": "Y", "value": "2"}]}]
+    assert strategic_patch(live, patch, root) == _deployment(outcome, strategy={"type": "Recreate"})
 
 
 def test_strategic_patch_replaces_where_asked() -> None:
@@ -157,16 +159,24 @@ def test_strategic_patch_replaces_where_asked() -> None:
         ([{"op": "remove", "path": "/a/0"}], {"a": [2], "b/c": 1}),
         ([{"op": "replace", "path": "/b~1c", "value": None}], {"a": [1, 2], "b/c": None}),
         ([{"op": "move", "from": "/a", "path": "/d"}], {"d": [1, 2], "b/c": 1}),
-        ([{"op": "test", "path": "/a/1", "value": 2}, {"op": "copy", "from": "/a/1", "path": "/e"}],
-         {"a": [1, 2], "b/c": 1, "e": 2}),
+        (
+            [{"op": "test", "path": "/a/1", "value": 2}, {"op": "copy", "from": "/a/1", "path": "/e"}],
+            {"a": [1, 2], "b/c": 1, "e": 2},
+        ),
     ],
-)  # fmt: skip
+)
 def test_json_patch(operations: list[dict[str, Any]], outcome: dict[str, Any]) -> None:
     assert json_patch({"a": [1, 2], "b/c": 1}, operations) == outcome
 
 
-@pytest.mark.parametrize("operation", [{"op": "remove", "path": "/x"}, {"op": "test", "path": "/a", "value": 1},
-                                       {"op": "add", "path": "/a/9", "value": 1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"op": "remove", "path": "/x"},
+        {"op": "test", "path": "/a", "value": 1},
+        {"op": "add", "path": "/a/9", "value": 1},
+    ],
+)
 def test_json_patch_that_does_not_apply_is_refused(operation: dict[str, Any]) -> None:
     with pytest.raises(ApiError) as caught:
         json_patch({"a": []}, [operation])

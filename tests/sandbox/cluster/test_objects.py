@@ -78,8 +78,7 @@ def test_selector_must_match_the_template_and_never_changes(cluster: RunningClus
     response = cluster.request("POST", path, other)
     assert "`selector` does not match template `labels`" in response.json()["message"]
     cluster.create(path, manifest)
-    patch = {"spec": {"selector": {"matchLabels": {"tier": "x"}},
-                      "template": {"metadata": {"labels": {"tier": "x"}}}}}  # fmt: skip
+    patch = {"spec": {"selector": {"matchLabels": {"tier": "x"}}, "template": {"metadata": {"labels": {"tier": "x"}}}}}
     headers = {"Content-Type": "application/merge-patch+json"}
     response = cluster.request("PATCH", f"{path}/web", patch, headers=headers)
     assert _causes(response)["spec.selector"]["message"].endswith("field is immutable")
@@ -101,7 +100,7 @@ def test_selector_must_match_the_template_and_never_changes(cluster: RunningClus
             "must be less than or equal to cpu limit",
         ),
     ],
-)  # fmt: skip
+)
 def test_wrong_containers_are_refused(cluster: RunningCluster, change, field, words) -> None:
     manifest = pod_manifest("web", command=["true"], **change)
     response = cluster.request("POST", "/api/v1/namespaces/default/pods", manifest)
@@ -218,8 +217,13 @@ def test_orphaned_objects_stay(cluster: RunningCluster, namespace: str) -> None:
 def test_foreground_deletion_takes_the_owner_last(cluster: RunningCluster, namespace: str) -> None:
     path = f"/api/v1/namespaces/{namespace}/configmaps"
     owner = cluster.create(path, {"metadata": {"name": "owner"}})
-    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"],
-                 "blockOwnerDeletion": True}  # fmt: skip
+    reference = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "name": "owner",
+        "uid": owner["metadata"]["uid"],
+        "blockOwnerDeletion": True,
+    }
     held = {"name": "owned", "ownerReferences": [reference], "finalizers": ["example.com/hold"]}
     cluster.create(path, {"metadata": held})
     cluster.request("DELETE", f"{path}/owner?propagationPolicy=Foreground")

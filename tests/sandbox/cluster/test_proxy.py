@@ -45,10 +45,15 @@ def echo(cluster: RunningCluster) -> str:
     name = cluster.namespace("echo")
     ready = {"tcpSocket": {"port": "http"}, "periodSeconds": 1}
     cluster.run_pod(
-        name, "echo", command=["python3", "-c", _SERVER], ports=[{"containerPort": 8000, "name": "http"}],
-        readinessProbe=ready, env=[{"name": "A", "value": "b"}], volumes=[{"name": "v", "emptyDir": {}}],
+        name,
+        "echo",
+        command=["python3", "-c", _SERVER],
+        ports=[{"containerPort": 8000, "name": "http"}],
+        readinessProbe=ready,
+        env=[{"name": "A", "value": "b"}],
+        volumes=[{"name": "v", "emptyDir": {}}],
         volumeMounts=[{"name": "v", "mountPath": "/cache"}],
-    )  # fmt: skip
+    )
     spec = {"selector": {"app": "echo"}, "ports": [{"name": "api", "port": 80, "targetPort": "http"}]}
     cluster.create(f"/api/v1/namespaces/{name}/services", {"metadata": {"name": "echo"}, "spec": spec})
     cluster.wait_pod(name, "echo", is_ready)
@@ -77,10 +82,8 @@ def test_server_sent_events_are_not_held_back(cluster: RunningCluster, echo: str
     path = f"/api/v1/namespaces/{echo}/services/echo:80/proxy/events"
     with cluster.request("GET", path, stream=True) as response:
         assert response.headers["Content-Type"] == "text/event-stream"
-        delays = []
-        for line in response.iter_lines(chunk_size=1):
-            if line:
-                delays.append(time.time() - float(line.split()[2]))
+        lines = (line for line in response.iter_lines(chunk_size=1) if line)
+        delays = [time.time() - float(line.split()[2]) for line in lines]
     assert len(delays) == 3
     # The server pauses half a second between events; a buffered answer would be late by at least that.
     assert delays[0] < 0.45
@@ -123,10 +126,9 @@ def test_refusals_on_order(cluster: RunningCluster, echo: str) -> None:
 
 
 def _exec(cluster: RunningCluster, namespace: str, *command: str, **options):
-    return stream(
-        cluster.core.connect_get_namespaced_pod_exec, "echo", namespace, command=list(command), stderr=True, stdout=True,
-        tty=False, **{"stdin": False, **options},
-    )  # fmt: skip
+    run = cluster.core.connect_get_namespaced_pod_exec
+    channels = {"stdin": False, "stdout": True, "stderr": True, "tty": False}
+    return stream(run, "echo", namespace, command=list(command), **channels, **options)
 
 
 def test_typed_client_runs_commands(cluster: RunningCluster, echo: str) -> None:

@@ -61,8 +61,9 @@ def test_quota_shows_in_a_deployment(cluster: RunningCluster, namespace: str) ->
     assert failure()["reason"] == "FailedCreate"
     assert "exceeded quota: q, requested: pods=1, used: pods=0, limited: pods=0" in failure()["message"]
     assert cluster.events(namespace, reason="FailedCreate")[0]["message"].startswith('Error creating: pods "web-')
-    cluster.request("PATCH", f"/api/v1/namespaces/{namespace}/resourcequotas/q", {"spec": {"hard": {"pods": "9"}}},
-                    headers=_MERGE)  # fmt: skip
+    cluster.request(
+        "PATCH", f"/api/v1/namespaces/{namespace}/resourcequotas/q", {"spec": {"hard": {"pods": "9"}}}, headers=_MERGE
+    )
     wait_until(lambda: cluster.get(path)["status"].get("availableReplicas") == 1)
     assert failure() == {}
 

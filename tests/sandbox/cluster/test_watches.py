@@ -89,7 +89,7 @@ def test_broken_connection_can_be_resumed(cluster: RunningCluster, namespace: st
                     seen.append(event["object"].metadata.name)
                     if seen[-1] == "end":
                         return
-            except Exception:  # noqa: BLE001, S112
+            except Exception:
                 continue
 
     follower = threading.Thread(target=follow)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from streamway.errors import SandboxError
 from streamway.sandbox.cluster.node.settings import NodeSettings
-from streamway.sandbox.cluster.serving import ClusterOptions, die_with_parent, run_cluster
+from streamway.sandbox.cluster.serving import ClusterOptions, run_cluster
+from streamway.sandbox.processes import die_with_parent
 
 
 def main() -> None:

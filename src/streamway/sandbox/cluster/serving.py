@@ -1,10 +1,7 @@
 """The cluster as a process: everything put together, served, and taken down again."""
 
 import asyncio
-import ctypes
-import json
 import logging
-import os
 import signal
 import socket
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from streamway.sandbox.cluster.control.bookkeeping import (
     AutoscalerController,
     ClaimController,
     DisruptionBudgetController,
+    EventExpiry,
     QuotaController,
 )
 from streamway.sandbox.cluster.control.deployments import DeploymentController
@@ -38,10 +36,10 @@ from streamway.sandbox.cluster.machines import Machines
 from streamway.sandbox.cluster.node.images import ImageTable
 from streamway.sandbox.cluster.node.kubelet import Kubelet
 from streamway.sandbox.cluster.node.settings import NodeSettings
+from streamway.sandbox.processes import announce
 
 _LOG = logging.getLogger("streamway.sandbox.cluster")
 
-_PR_SET_PDEATHSIG = 1
 # Open requests, such as watches, are given this long when the server stops.
 _CLOSE_SECONDS = 0.5
 
@@ -117,21 +115,14 @@ class Cluster:
             DisruptionBudgetController(registry),
             AutoscalerController(registry),
             ClaimController(registry),
+            EventExpiry(registry),
         ]
 
     def _announce(self, url: str, credentials: Credentials) -> None:
         kubeconfig = self._options.folder / "kubeconfig"
         write_kubeconfig(kubeconfig, url, credentials)
-        state = {
-            "pid": os.getpid(),
-            "url": url,
-            "kubeconfig": str(kubeconfig),
-            "environment": {"KUBECONFIG": str(kubeconfig)},
-        }
-        path = self._options.state / "cluster.json"
-        fresh = path.with_suffix(".json.new")
-        fresh.write_text(json.dumps(state, indent=2) + "\n")
-        fresh.replace(path)
+        environment = {"KUBECONFIG": str(kubeconfig)}
+        announce(self._options.state, "cluster", url=url, environment=environment, kubeconfig=str(kubeconfig))
         _LOG.info("The cluster serves at %s", url)
 
     async def stop(self) -> None:
@@ -159,11 +150,3 @@ async def run_cluster(options: ClusterOptions) -> None:
         await stopped.wait()
     finally:
         await cluster.stop()
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it is gone."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)

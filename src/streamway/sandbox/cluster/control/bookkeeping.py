@@ -9,6 +9,7 @@ from streamway.sandbox.cluster.api.kinds import (
     CLAIM,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    EVENT,
     POD,
     QUOTA,
     REPLICA_SET,
@@ -26,6 +27,7 @@ from streamway.sandbox.cluster.control.replicasets import is_ready
 from streamway.sandbox.cluster.control.rollouts import wanted_replicas
 from streamway.sandbox.cluster.objects import (
     Object,
+    age_seconds,
     clone,
     controller_of,
     dig,
@@ -34,6 +36,9 @@ from streamway.sandbox.cluster.objects import (
     namespace_of,
     set_condition,
 )
+
+# The time to live of events in a real API server.
+_EVENT_SECONDS = 3600.0
 
 
 class QuotaController:
@@ -199,6 +204,33 @@ class AutoscalerController:
 
 def _able(status: Object, value: str, reason: str, message: str) -> None:
     set_condition(status, {"type": "AbleToScale", "status": value, "reason": reason, "message": message})
+
+
+class EventExpiry:
+    """Removes events that are older than an API server keeps them.
+
+    Args:
+        registry: The cluster's objects.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def keys_for(self, change: Change) -> Iterable[Key]:
+        """React to new events."""
+        if change.kind is EVENT and change.type == "ADDED":
+            yield namespace_of(change.item), name_of(change.item)
+
+    def reconcile(self, key: Key) -> float | None:
+        """Remove one event when its time has come, and look again then."""
+        event = self._registry.store.get(EVENT, *key)
+        if event is None:
+            return None
+        left = _EVENT_SECONDS - age_seconds(event.get("lastTimestamp") or event["metadata"].get("creationTimestamp"))
+        if left > 0:
+            return left
+        self._registry.store.remove(EVENT, *key)
+        return None
 
 
 class ClaimController:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -75,10 +76,18 @@ class Kubelet:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         self.register_nodes()
         self._registry.store.listen(self._notice)
+        self._remove_old_folders()
         for pod in self._registry.store.items(POD):
             self._take_on(pod)
         self._keep(self._renew_leases())
         self._keep(self._limit_memory())
+
+    def _remove_old_folders(self) -> None:
+        """Remove what is left of pods that are gone."""
+        known = {uid_of(pod) for pod in self._registry.store.items(POD)}
+        for folder in (self._folder / "pods").glob("*"):
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def shut_down(self) -> None:
         """Stop every container and leave the objects as they are, for the next start."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,7 +154,7 @@ class PodWorker:
         self.kill()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._around.volumes.tear_down()
+        shutil.rmtree(self._around.folder, ignore_errors=True)
 
     async def evict(self, reason: str, message: str) -> None:
         """End the pod for good and leave its object as Failed, as under node pressure."""
@@ -231,7 +232,6 @@ class PodWorker:
         await asyncio.gather(self._task, return_exceptions=True)
         self._publish()
         self._silent = True
-        self._around.volumes.tear_down()
         try:
             options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
             delete(self._registry, POD, namespace_of(self._pod), name_of(self._pod), options, _KUBELET)

@@ -1,6 +1,5 @@
 """A pod's volumes as folders of this machine."""
 
-import shutil
 from pathlib import Path
 
 from streamway.sandbox.cluster.api.kinds import CLAIM
@@ -52,10 +51,6 @@ class Volumes:
                     source.mkdir(parents=True)
             found.append(Mount(path=path, source=source))
         return tuple(found)
-
-    def tear_down(self) -> None:
-        """Remove what belonged to the pod alone."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _make(self, facts: PodFacts, volume: Object) -> Path:
         place = self._folder / str(volume["name"])
