@@ -129,6 +129,7 @@ class SandboxSettings(_Section):
     buckets: tuple[SandboxBucket, ...] = ()
     zone: str = "us-central1-a"
     gpu_count: int = Field(1, ge=0, le=16)
+    vertex: bool = Field(False, description="Whether Vertex AI and Kubeflow are among the stand-ins.")
     seed: Literal["real", "none"] = "real"
 
 

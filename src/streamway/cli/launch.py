@@ -163,7 +163,14 @@ def schedule_list(config: Path, overrides: tuple[str, ...], state_path: Path, kf
 
 def _changing(verb: str, help_text: str, change: Callable[[PipelineService, str, bool], None]) -> None:
     """Add a command that changes one schedule, and shows what it is afterwards."""
-    options: list[Callable[..., Any]] = [config_argument, click.argument("name"), set_option, state_option, kfp_option, json_option]
+    options: list[Callable[..., Any]] = [
+        config_argument,
+        click.argument("name"),
+        set_option,
+        state_option,
+        kfp_option,
+        json_option,
+    ]
     if verb == "resume":
         options.append(click.option("--catch-up", is_flag=True, help="Also start what was missed meanwhile."))
 

@@ -97,6 +97,7 @@ def sandbox_config(settings: Settings) -> sandbox.SandboxConfig:
         engine_image=wanted.engine_image,
         zone=wanted.zone,
         gpu_count=wanted.gpu_count,
+        vertex=wanted.vertex,
         seed=wanted.seed == "real",
     )
 
