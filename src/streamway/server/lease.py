@@ -1,7 +1,8 @@
 """One run at a time may change an endpoint: a Lease says which, and a run that died does not hold it for long.
 
 Whether a holder is alive is judged by watching it renew, not by comparing clocks: the machines that runs come from
-agree on little.
+agree on little. A holder on this very machine is looked for among its processes, so that a run that was killed can be
+started again at once.
 """
 
 import logging
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 from streamway.cluster import ClusterConnection, Manifest
 from streamway.errors import ApiServerError, ClusterError
@@ -127,6 +129,9 @@ def _await_death(connection: ClusterConnection, found: Manifest) -> None:
     """Watch a holder for as long as its lease lasts; return if it never renews."""
     spec, name = found["spec"], found["metadata"]["name"]
     holder, since = spec.get("holderIdentity", "?"), spec.get("acquireTime", "?")
+    if _is_known_to_be_dead(holder):
+        logger.info("endpoint %s is held by %s, a process that is gone; taking over", name, holder)
+        return
     logger.info("endpoint %s is held by %s; seeing whether that run is alive", name, holder)
     deadline = time.monotonic() + int(spec.get("leaseDurationSeconds") or _LEASE_SECONDS)
     while time.monotonic() < deadline:
@@ -153,12 +158,34 @@ def _lease(namespace: str, name: str) -> Manifest:
             "labels": {INSTANCE: name, MANAGED_BY: FIELD_MANAGER},
         },
         "spec": {
-            "holderIdentity": f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}",
+            "holderIdentity": f"{_place()}/{os.getpid()}/{uuid.uuid4().hex[:8]}",
             "leaseDurationSeconds": _LEASE_SECONDS,
             "acquireTime": now,
             "renewTime": now,
         },
     }
+
+
+def _place() -> str:
+    """Where process numbers mean the same: a host, and the namespace that a container gives them."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = uuid.uuid4().hex
+    return f"{socket.gethostname()}/{space.removeprefix('pid:').strip('[]')}"
+
+
+def _is_known_to_be_dead(holder: str) -> bool:
+    place, _, rest = holder.rpartition("/")[0].rpartition("/")
+    if place != _place() or not rest.isdigit():
+        return False
+    try:
+        os.kill(int(rest), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _taken_over(lease: Manifest, found: Manifest) -> Manifest:

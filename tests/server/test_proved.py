@@ -1,0 +1,123 @@
+"""The whole gate: a real smoke test between a rollout and the Service, and the pod's own check before it."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from streamway.cluster import ClusterConnection
+from streamway.errors import RolloutError
+from streamway.server import Candidate, DeployedServer, read_status
+from streamway.smoke import Question, SmokeReport, WrongAnswerError, smoke_test
+
+Deploy = Callable[..., DeployedServer]
+SHA = "0123456789abcdef0123456789abcdef01234567"
+NEW_SHA = "f" * 40
+FRANCE = Question(prompt="What is the capital of France?", expect=r"\bParis\b")
+
+
+def prove(commit_sha: str) -> Callable[[Candidate], SmokeReport]:
+    return lambda candidate: smoke_test(
+        namespace=candidate.namespace,
+        service=candidate.service,
+        port=candidate.port,
+        served_model_name="org/tiny",
+        commit_sha=commit_sha,
+        questions=(FRANCE,),
+        load_requests=2,
+        timeout_seconds=30,
+    )
+
+
+def test_a_release_serves_once_it_has_answered(deploy: Deploy, namespace: str) -> None:
+    deployed = deploy(verify=prove(SHA))
+
+    assert read_status(name="tiny", namespace=namespace).active == deployed.revision
+    report = smoke_test(
+        namespace=namespace,
+        service=deployed.service,
+        port=deployed.port,
+        served_model_name=deployed.served_model_name,
+        commit_sha=SHA,
+        questions=(FRANCE,),
+        load_requests=0,
+        timeout_seconds=30,
+    )
+    assert report.passed
+    assert "every pod carries the release" in [check.name for check in report.checks]
+
+
+def test_a_release_that_answers_wrongly_is_taken_back_with_its_report(deploy: Deploy, namespace: str) -> None:
+    first = deploy(verify=prove(SHA))
+
+    with pytest.raises(WrongAnswerError) as caught:
+        deploy(
+            commit_sha=NEW_SHA,
+            release_uri=f"gs://models/prefix/org/tiny/{NEW_SHA}/",
+            strategy="recreate",
+            ANSWERS=json.dumps({"": "It is Berlin."}),
+            verify=prove(NEW_SHA),
+        )
+
+    assert caught.value.report.answers[0].text == "It is Berlin."
+    assert read_status(name="tiny", namespace=namespace).active == first.revision
+
+
+def test_pods_of_another_release_do_not_pass_for_this_one(deploy: Deploy, namespace: str) -> None:
+    deploy()
+
+    with pytest.raises(WrongAnswerError) as caught:
+        prove(NEW_SHA)(Candidate(namespace=namespace, service="tiny", port=8000, revision=""))
+
+    assert f"expected {NEW_SHA}, found {SHA}" in caught.value.problem
+
+
+@pytest.fixture
+def bucket(cluster: Any) -> Iterator[Callable[[int], str]]:
+    """A bucket that answers every request with one status, at an address that pods can reach."""
+    if not cluster.misfortunes.url:
+        pytest.skip("pods of this cluster do not reach a server of this machine")
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(status: int) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_arguments: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(b'{"items": [{"name": "a/model.safetensors", "size": "8"}]}')
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_pod_whose_account_can_read_the_release_starts(deploy: Deploy, bucket: Callable[[int], str]) -> None:
+    deployed = deploy(check_release=True, environment={"STORAGE_EMULATOR_HOST": bucket(200)})
+
+    assert deployed.changed
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(404, "does not exist"), (403, "The service account tiny may not list gs://models/prefix/org/tiny/")],
+)
+def test_a_release_that_the_pod_cannot_read_is_told_before_the_engine_starts(
+    deploy: Deploy, bucket: Callable[[int], str], connection: ClusterConnection, status: int, words: str
+) -> None:
+    with pytest.raises(RolloutError) as caught:
+        deploy(check_release=True, environment={"STORAGE_EMULATOR_HOST": bucket(status)})
+
+    assert caught.value.reason == "release_access"
+    assert words in caught.value.problem
