@@ -38,7 +38,7 @@ def record_passage(
             release_root=release_root,
             stage=stage,
             run_uri=run_uri,
-            evidence=proved.result if proved else {},
+            evidence={**proved.result, "passed": proved.status == "succeeded"} if proved else {},
         )
         step.keep(passage)
     return (passage.manifest_sha256,)

@@ -110,10 +110,10 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> Non
     assert str(path) in caught.value.problem
 
 
-@pytest.mark.parametrize("evidence", [{}, {"passed": False}, {"passed": 1}])
+@pytest.mark.parametrize("evidence", [{}, {"passed": False}, {"passed": 1}, {**EVIDENCE, "commit_sha": "f" * 40}])
 def test_nothing_is_recorded_without_a_smoke_test_that_passed(tmp_path: Path, evidence: dict[str, Any]) -> None:
     publish(str(tmp_path))
-    with pytest.raises(GateError, match="has not passed staging: no smoke test that passed"):
+    with pytest.raises(GateError, match="has not passed staging: no smoke test of this commit"):
         record(str(tmp_path), evidence=evidence)
     assert not list(tmp_path.glob("**/*.passed.*"))
 

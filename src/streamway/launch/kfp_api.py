@@ -25,6 +25,7 @@ from streamway.launch.service import (
     ScheduleStatus,
     TaskStatus,
     digest_of,
+    in_order,
 )
 
 logger = logging.getLogger("streamway.launch")
@@ -216,7 +217,7 @@ class KubeflowService:
             schedule=run.recurring_run_id or "",
             service_account=run.service_account or "",
             parameters=(run.runtime_config.parameters if run.runtime_config else None) or {},
-            tasks=tuple(
+            tasks=in_order(
                 TaskStatus(
                     name=task.display_name or "",
                     state=(task.state or "").lower(),

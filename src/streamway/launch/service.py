@@ -10,9 +10,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -295,9 +294,9 @@ def same_values(wanted: Any, found: Any) -> bool:
     return _plain_numbers(wanted) == _plain_numbers(found)
 
 
-def read_moment(text: str) -> datetime:
-    """Read an RFC 3339 time."""
-    return datetime.fromisoformat(text)
+def in_order(tasks: Iterable[TaskStatus]) -> tuple[TaskStatus, ...]:
+    """Sort tasks by when they began; those that have not come last."""
+    return tuple(sorted(tasks, key=lambda task: (not task.started, task.started)))
 
 
 def _plain_numbers(value: Any) -> Any:

@@ -29,6 +29,7 @@ from streamway.launch.service import (
     TaskStatus,
     digest_of,
     id_part,
+    in_order,
 )
 
 logger = logging.getLogger("streamway.launch")
@@ -212,7 +213,7 @@ class VertexService:
             schedule=job.get("scheduleName", "").rpartition("/")[2],
             service_account=job.get("serviceAccount", ""),
             parameters=job.get("runtimeConfig", {}).get("parameterValues", {}),
-            tasks=tuple(_task(task) for task in details if task.get("taskId") not in groups),
+            tasks=in_order(_task(task) for task in details if task.get("taskId") not in groups),
         )
 
     def _schedule(self, schedule: Mapping[str, Any]) -> ScheduleStatus:

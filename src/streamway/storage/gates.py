@@ -90,9 +90,9 @@ def record_passage(
     """
     layout = ModelLayout(release_root, model_id, commit_sha)
     uri = passage_uri(layout, stage)
-    if evidence.get("passed") is not True:
+    if evidence.get("passed") is not True or evidence.get("commit_sha", commit_sha) != commit_sha:
         raise GateError(
-            f"{layout.release_uri} has not passed {stage}: no smoke test that passed is in {run_uri}.",
+            f"{layout.release_uri} has not passed {stage}: no smoke test of this commit that passed is in {run_uri}.",
             next_step="Run the whole pipeline; the smoke test is its last step.",
         )
     passage = Passage(
