@@ -1,65 +1,33 @@
 """One container's life: pulled, created, started, probed, restarted, stopped, with the state a pod's status shows."""
 
 import asyncio
-import os
 import secrets
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
-
-from streamway.sandbox.cluster.control.events import Recorder
-from streamway.sandbox.cluster.node.environment import ConfigError, PodFacts, build_environment, expand
+from streamway.sandbox.cluster.node.command_line import (
+    build_command,
+    check_executable,
+    rewriter_of,
+    termination_file,
+)
+from streamway.sandbox.cluster.node.environment import ConfigError
 from streamway.sandbox.cluster.node.images import Image, reference
-from streamway.sandbox.cluster.node.probes import Answer, Prober, watch_probe
 from streamway.sandbox.cluster.node.processes import Command, ContainerProcess, start_container, start_inside
-from streamway.sandbox.cluster.node.pulling import Puller, PullFailedError
-from streamway.sandbox.cluster.node.rewriting import Mount, Rewriter
-from streamway.sandbox.cluster.node.settings import NodeSettings
-from streamway.sandbox.cluster.node.volumes import Volumes
+from streamway.sandbox.cluster.node.pulling import PullFailedError
+from streamway.sandbox.cluster.node.supervision import Supervision
+from streamway.sandbox.cluster.node.surroundings import PodSurroundings
 from streamway.sandbox.cluster.objects import Object, dig, name_of, namespace_of, timestamp, uid_of
 
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _START_ERROR_CODE = 128
 _KILLED_CODE = 137
 # A container that ran for so long starts with the first back-off again, as in the kubelet.
 _FORGIVEN_AFTER_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
+# The kubelet keeps no more of a termination message, and of a log that stands in for one.
 _MESSAGE_BYTES = 4096
-
-
-@dataclass(kw_only=True)
-class PodSurroundings:
-    """What all containers of a pod share.
-
-    Args:
-        facts: The pod and what its variables may ask about.
-        folder: The pod's folder.
-        volumes: Its volumes.
-        ports: Its declared ports and where they really are.
-        recorder: Where events go.
-        puller: Fetches images.
-        session: The HTTP client of probes and hooks.
-        settings: Gives how the node behaves now.
-        changed: Called when a container's state has changed.
-    """
-
-    facts: PodFacts
-    folder: Path
-    volumes: Volumes
-    recorder: Recorder
-    puller: Puller
-    session: aiohttp.ClientSession
-    settings: Callable[[], NodeSettings]
-    changed: Callable[[], None]
-    ports: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def pod(self) -> Object:
-        return self.facts.pod
+_LOG_MESSAGE_LINES, _LOG_MESSAGE_BYTES = 80, 2048
 
 
 class Container:
@@ -96,7 +64,7 @@ class Container:
         self._command: Command | None = None
         self._id = ""
         self._backoff = 0.0
-        self._killed_because = ""
+        self._supervision = self._supervise()
         if before is not None:
             self._take_over(before)
 
@@ -168,7 +136,7 @@ class Container:
         if process is None or not process.is_running:
             return
         self._say("Normal", "Killing", f"Stopping container {self.name}")
-        await self._end(process, grace_seconds)
+        await self._supervision.end(process, grace_seconds)
 
     def kill(self) -> None:
         """End it now."""
@@ -184,8 +152,8 @@ class Container:
         """
         if self._command is None or not self.is_running:
             raise FileNotFoundError(2, f'container "{self.name}" is not running')
-        argv = self._rewriter().all(command)
-        _check_executable(argv[0], self._command)
+        argv = rewriter_of(self._around, self.spec).all(command)
+        check_executable(argv[0], self._command)
         inside = Command(argv=argv, environment=self._command.environment, directory=self._command.directory)
         return await start_inside(inside, with_stdin=with_stdin)
 
@@ -198,7 +166,7 @@ class Container:
         self._id = f"containerd://{secrets.token_hex(32)}"
         self._say("Normal", "Created", f"Container created: {self.name}")
         try:
-            _check_executable(command.argv[0], command)
+            check_executable(command.argv[0], command)
         except OSError as error:
             return self._not_started(command.argv[0], error)
         return await self._live(command)
@@ -209,11 +177,11 @@ class Container:
         log.touch()
         self._forget_old_logs()
         process = await start_container(command, log)
-        self._process, self._command, self._killed_because = process, command, ""
+        self._process, self._command, self._supervision = process, command, self._supervise()
         began, loop_began = timestamp(), asyncio.get_running_loop().time()
         self._enter({"running": {"startedAt": began}})
         self._say("Normal", "Started", f"Container started: {self.name}")
-        probes = asyncio.create_task(self._probe(process))
+        watching = asyncio.create_task(self._supervision.watch(process))
         if self._stopping.is_set():
             process.kill()
         try:
@@ -222,7 +190,8 @@ class Container:
             process.kill()
             raise
         finally:
-            probes.cancel()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         if asyncio.get_running_loop().time() - loop_began > _FORGIVEN_AFTER_SECONDS:
             self._backoff = 0.0
         self.ready = False
@@ -243,16 +212,13 @@ class Container:
         return ended | ({"message": message} if message else {})
 
     def _termination_message(self, code: int) -> str:
-        told = self._termination_file()
+        told = termination_file(self._around, self.spec)
         if told.exists() and (text := told.read_text(errors="replace")):
             return text[:_MESSAGE_BYTES]
         if code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
-            lines = self.log_file().read_text(errors="replace").splitlines()[-80:]
-            return "\n".join(line.split(" ", 3)[-1] for line in lines)[-2048:]
+            lines = self.log_file().read_text(errors="replace").splitlines()[-_LOG_MESSAGE_LINES:]
+            return "\n".join(line.split(" ", 3)[-1] for line in lines)[-_LOG_MESSAGE_BYTES:]
         return ""
-
-    def _termination_file(self) -> Path:
-        return self._around.folder / f"termination-{self.name}"
 
     def _not_started(self, program: str, error: OSError) -> int:
         why = "executable file not found in $PATH" if isinstance(error, FileNotFoundError) else "permission denied"
@@ -301,49 +267,15 @@ class Container:
         """Put the command together; None when the container is stopped while something is missing for it."""
         while not self._stopping.is_set():
             try:
-                return self._build_command(image)
+                command = build_command(self._around, self.spec, image)
             except ConfigError as error:
                 self._enter({"waiting": {"reason": "CreateContainerConfigError", "message": str(error)}})
                 self._say("Warning", "Failed", f"Error: {error}")
                 await self._pause(_RETRY_SECONDS)
+            else:
+                termination_file(self._around, self.spec).unlink(missing_ok=True)
+                return command
         return None
-
-    def _build_command(self, image: Image) -> Command:
-        facts, rewriter = self._around.facts, self._rewriter()
-        root = self._around.folder / "root" / self.name
-        (root / "tmp").mkdir(parents=True, exist_ok=True)
-        environment = {
-            "HOME": str(root),
-            "HOSTNAME": name_of(facts.pod),
-            "TMPDIR": str(root / "tmp"),
-        } | build_environment(facts, self.spec, image.environment)
-        given = environment.get("PATH", _SYSTEM_PATH)
-        environment["PATH"] = f"{image.path}:{given}" if image.path else given
-        argv = [*(self.spec.get("command") or image.entrypoint)]
-        argv += self.spec.get("args") or ([] if self.spec.get("command") else image.cmd)
-        if not argv:
-            raise ConfigError("no command specified")
-        argv = rewriter.all(expand(text, environment) for text in argv)
-        environment = {name: rewriter.text(value) for name, value in environment.items()}
-        self._termination_file().unlink(missing_ok=True)
-        return Command(argv=argv, environment=environment, directory=self._directory(root, rewriter))
-
-    def _directory(self, root: Path, rewriter: Rewriter) -> Path:
-        wanted = self.spec.get("workingDir")
-        if not wanted:
-            return root
-        place = Path(rewriter.path(wanted))
-        return place if place.is_dir() else root
-
-    def _rewriter(self) -> Rewriter:
-        around = self._around
-        path = self.spec.get("terminationMessagePath") or "/dev/termination-log"
-        told = Mount(path=path, source=self._termination_file())
-        return Rewriter(
-            address=around.facts.pod_ip,
-            ports=around.ports,
-            mounts=(*around.volumes.mounts(self.spec), told),
-        )
 
     def _forget_old_logs(self) -> None:
         keep = {self.log_file().name, self.log_file(previous=True).name}
@@ -375,146 +307,27 @@ class Container:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
-    async def _end(self, process: ContainerProcess, grace_seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace_seconds
-        hook = dig(self.spec, "lifecycle", "preStop")
-        if hook and grace_seconds > 0:
-            await self._run_hook(hook, grace_seconds, "FailedPreStopHook", "PreStopHook failed")
-        process.terminate()
-        try:
-            # A hook that took the whole grace period still leaves two seconds, as in the kubelet.
-            left = deadline - loop.time()
-            await asyncio.wait_for(process.wait(), max(left, 2.0 if hook and grace_seconds else left, 0.0))
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+    def _supervise(self) -> Supervision:
+        return Supervision(self._around, self.spec, self.run_inside, self._say, self._set_started, self._set_ready)
 
-    async def _run_hook(self, hook: Object, seconds: float, reason: str, complaint: str) -> bool:
-        if hook.get("sleep") is not None:
-            await asyncio.sleep(min(float(hook["sleep"].get("seconds", 0)), seconds))
-            return True
-        if hook.get("httpGet") is not None:
-            answer = await self._prober().http(hook["httpGet"], seconds)
-        else:
-            answer = await self._prober().command(dig(hook, "exec", "command", default=[]), seconds)
-        if not answer.ok:
-            self._say("Warning", reason, f"{complaint}: {answer.text}".strip())
-        return answer.ok
-
-    def _prober(self) -> Prober:
-        return Prober(
-            session=self._around.session,
-            address=self._around.facts.pod_ip,
-            resolve=self._resolve,
-            run_inside=self.run_inside,
-        )
-
-    def _resolve(self, port: int | str) -> int:
-        """Give the real port of a declared number or name."""
-        if isinstance(port, str):
-            named = {one.get("name"): one["containerPort"] for one in self.spec.get("ports") or []}
-            port = int(named.get(port, port if port.isdigit() else 0))
-        return self._around.ports.get(port, port)
-
-    async def _probe(self, process: ContainerProcess) -> None:
-        """Run the container's hooks and probes as long as it runs."""
-        hook = dig(self.spec, "lifecycle", "postStart")
-        if hook and not await self._run_hook(hook, 3600.0, "FailedPostStartHook", "PostStartHook failed"):
-            await self._kill_unhealthy(process, "FailedPostStartHook")
-            return
-        startup = self.spec.get("startupProbe")
-        if startup is not None:
-            await self._until_started(process, startup)
+    def _set_started(self) -> None:
         self.started.set()
-        self.ready = self.spec.get("readinessProbe") is None
         self._around.changed()
-        async with asyncio.TaskGroup() as group:
-            if self.spec.get("readinessProbe") is not None:
-                group.create_task(self._watch("Readiness", self.spec["readinessProbe"], self._set_ready))
-            if self.spec.get("livenessProbe") is not None:
-                group.create_task(self._watch_liveness(process))
-
-    async def _watch(self, kind: str, probe: Object, on_result: Callable[[bool], None]) -> None:
-        def tell(answer: Answer) -> None:
-            if not answer.ok and not self._stopping.is_set():
-                self._say("Warning", "Unhealthy", f"{kind} probe failed: {answer.text}")
-
-        await watch_probe(probe, self._prober().ask, tell, on_result)
-
-    async def _until_started(self, process: ContainerProcess, probe: Object) -> None:
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        def settle(ok: bool) -> None:
-            if not done.done():
-                done.set_result(ok)
-
-        watching = asyncio.create_task(self._watch("Startup", probe, settle))
-        try:
-            if not await done:
-                await self._kill_unhealthy(process, "startup")
-                await asyncio.Event().wait()
-        finally:
-            watching.cancel()
-
-    async def _watch_liveness(self, process: ContainerProcess) -> None:
-        failed = asyncio.Event()
-
-        def settle(ok: bool) -> None:
-            if not ok:
-                failed.set()
-
-        watching = asyncio.create_task(self._watch("Liveness", self.spec["livenessProbe"], settle))
-        try:
-            await failed.wait()
-            await self._kill_unhealthy(process, "liveness")
-        finally:
-            watching.cancel()
 
     def _set_ready(self, ready: bool) -> None:
         if self.ready != ready:
             self.ready = ready
             self._around.changed()
 
-    async def _kill_unhealthy(self, process: ContainerProcess, probe: str) -> None:
-        if self._stopping.is_set():
-            return
-        if probe == "FailedPostStartHook":
-            self._say("Normal", "Killing", "FailedPostStartHook")
-        else:
-            self._say("Normal", "Killing", f"Container {self.name} failed {probe} probe, will be restarted")
-        own = dig(self.spec, f"{probe}Probe", "terminationGracePeriodSeconds")
-        grace = own if own is not None else self._around.pod["spec"].get("terminationGracePeriodSeconds", 30)
-        await self._end(process, float(grace))
-
     def _enter(self, state: Object) -> None:
         self.state = state
         self._around.changed()
 
     def _say(self, kind: str, reason: str, message: str) -> None:
-        recorder = self._around.recorder
-        record = recorder.normal if kind == "Normal" else recorder.warning
-        record(self._around.pod, reason, message, self._field_path)
+        self._around.say(kind, reason, message, self._field_path)
 
 
 def _go_duration(seconds: float) -> str:
     """Write seconds as the kubelet does: 10s, 1m20s, 5m0s."""
     minutes, rest = divmod(seconds, 60)
     return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"
-
-
-def _check_executable(program: str, command: Command) -> None:
-    """Look a program up as the container would.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        PermissionError: it cannot be executed.
-    """
-    if os.sep in program:
-        place = command.directory / program
-        if not place.exists():
-            raise FileNotFoundError(2, "no such file or directory", program)
-        if not os.access(place, os.X_OK):
-            raise PermissionError(13, "permission denied", program)
-    elif shutil.which(program, path=command.environment["PATH"]) is None:
-        raise FileNotFoundError(2, "executable file not found in $PATH", program)

@@ -14,12 +14,13 @@ from streamway.sandbox.cluster.api.kinds import POD
 from streamway.sandbox.cluster.api.registry import Registry
 from streamway.sandbox.cluster.api.statuses import ApiError
 from streamway.sandbox.cluster.control.events import Recorder
-from streamway.sandbox.cluster.node.containers import Container, PodSurroundings
+from streamway.sandbox.cluster.node.containers import Container
 from streamway.sandbox.cluster.node.environment import ConfigError, PodFacts
 from streamway.sandbox.cluster.node.pod_status import is_sidecar, pod_status
 from streamway.sandbox.cluster.node.pulling import Puller
 from streamway.sandbox.cluster.node.rewriting import assign_ports, choose_address
 from streamway.sandbox.cluster.node.settings import NodeSettings
+from streamway.sandbox.cluster.node.surroundings import PodSurroundings
 from streamway.sandbox.cluster.node.volumes import Volumes
 from streamway.sandbox.cluster.objects import (
     Object,

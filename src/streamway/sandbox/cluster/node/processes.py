@@ -96,8 +96,10 @@ async def start_container(command: Command, log: Path) -> ContainerProcess:
         "directory": str(command.directory),
         "log": str(log),
     }
-    devnull = asyncio.subprocess.DEVNULL
-    keeper = await _launch(described, [], stdin=devnull, stdout=devnull, stderr=None)
+    devnull, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    keeper = await _launch(described, [], stdin=devnull, stdout=pipe, stderr=None)
+    assert keeper.stdout is not None
+    await keeper.stdout.read(1)
     return ContainerProcess(keeper)
 
 

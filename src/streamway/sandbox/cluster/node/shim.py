@@ -91,6 +91,8 @@ class _Keeper:
 
     def _start(self) -> None:
         pipes = {"stdout": os.pipe(), "stderr": os.pipe()}
+        # Closed by the kernel when the main process has become the container's program.
+        becoming, became = os.pipe()
         keeper = os.getpid()
         self._main = os.fork()
         if self._main == 0:
@@ -98,7 +100,8 @@ class _Keeper:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(pipes["stdout"][1], 1)
             os.dup2(pipes["stderr"][1], 2)
-            os.closerange(3, 256)
+            os.closerange(3, became)
+            os.closerange(became + 1, 256)
             for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
             _die_with_parent(signal.SIGKILL, keeper)
@@ -106,6 +109,11 @@ class _Keeper:
         for stream, (reader, writer) in pipes.items():
             os.close(writer)
             self._selector.register(reader, selectors.EVENT_READ, stream)
+        os.close(became)
+        os.read(becoming, 1)
+        os.close(becoming)
+        # The node waits for this before it calls the container running.
+        os.write(1, b"started")
 
     def _step(self) -> None:
         for key, _ in self._selector.select():
