@@ -24,7 +24,9 @@ SMALL_PARTS = {"memory_bytes": 2 * PART, "workers": 2}
 class MemoryReader:
     """A source in memory that counts what is read and can fail or wait at a given point."""
 
-    def __init__(self, data: bytes, *, name: str = "memory", before_read: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, data: bytes, *, name: str = "https://memory", before_read: Callable[[int], None] | None = None
+    ) -> None:
         self.uri = name
         self.size_bytes = len(data)
         self.read_bytes = 0
@@ -204,11 +206,11 @@ def test_an_interrupted_file_goes_on_where_it_was(root_uri: str, payload: bytes,
 
 def test_an_interrupted_file_is_not_continued_from_another_source(root_uri: str, payload: bytes) -> None:
     uri, other = storage.join(root_uri, "file"), os.urandom(len(payload))
-    broken = MemoryReader(payload, name="first", before_read=failing_after(2 * PART))
+    broken = MemoryReader(payload, name="https://first", before_read=failing_after(2 * PART))
     with pytest.raises(TransferError):
         storage.write_files([FilePlan(uri=uri, segments=whole(broken))], **SMALL_PARTS)
     (written,) = storage.write_files(
-        [FilePlan(uri=uri, segments=whole(MemoryReader(other, name="second")))], **SMALL_PARTS
+        [FilePlan(uri=uri, segments=whole(MemoryReader(other, name="https://second")))], **SMALL_PARTS
     )
     assert written.moved_bytes == len(other)
     assert contents(uri) == other
@@ -239,11 +241,13 @@ def test_a_torn_journal_is_read_up_to_its_last_whole_line(tmp_path: Path, payloa
 
 def test_a_pending_upload_of_nobody_is_thrown_away(bucket_uri: str, payload: bytes, cloud: Any) -> None:
     uri = f"{bucket_uri}/file"
-    broken = MemoryReader(payload, name="first", before_read=failing_after(2 * PART))
+    broken = MemoryReader(payload, name="https://first", before_read=failing_after(2 * PART))
     with pytest.raises(TransferError):
         storage.write_files([FilePlan(uri=uri, segments=whole(broken))], **SMALL_PARTS)
     cloud.begin_anew()
-    storage.write_files([FilePlan(uri=uri, segments=whole(MemoryReader(payload, name="second")))], **SMALL_PARTS)
+    storage.write_files(
+        [FilePlan(uri=uri, segments=whole(MemoryReader(payload, name="https://second")))], **SMALL_PARTS
+    )
     assert cloud.count("DELETE", "?") + cloud.count("DELETE", "/file") >= 1
     assert not list((cloud.state / "bucket" / "parts").iterdir())
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class LocalTarget:
         self._kept: dict[int, int] = {}
         self._descriptor = -1
         self._journal_descriptor = -1
+        # The kernel lets one thread at a time write to a file, and threads that wait for it there burn the processor.
+        self._writing = threading.Lock()
 
     def find_complete(self) -> WrittenFile | None:
         try:
@@ -110,7 +113,7 @@ class LocalTarget:
         return checksum if count == len(view) and checksum == expected else None
 
     def write_part(self, number: int, view: memoryview, checksum: int) -> None:
-        with _named_errors(self._path):
+        with self._writing, _named_errors(self._path):
             written = 0
             while written < len(view):
                 written += os.pwrite(self._descriptor, view[written:], number * self._part_bytes + written)

@@ -6,6 +6,7 @@ it: that bounds both what is held and what a kill can lose, to one part for each
 """
 
 import logging
+import os
 import threading
 import time
 from bisect import bisect_right
@@ -30,6 +31,8 @@ MIB = 1024 * 1024
 MEMORY_BYTES = 256 * MIB
 WORKERS = 8
 PART_BYTES = 32 * MIB
+LOCAL_PART_BYTES = 4 * MIB
+"""Between disks nothing is gained by large parts, and small ones stay in the processor's cache."""
 _PROGRESS_SECONDS = 0.25
 _LAST_WORDS_SECONDS = 8.0
 
@@ -67,7 +70,9 @@ def write_files(
     object_sizes = (plan.size_bytes for plan in plans if is_gs(plan.uri))
     part_bytes = choose_part_bytes(object_sizes, memory_bytes=memory_bytes, workers=workers)
     cloud = cloud_storage(patience)
-    jobs = [_Job(plan, _make_target(plan, cloud, sha256=sha256, part_bytes=part_bytes), part_bytes) for plan in plans]
+    jobs = [_make_job(plan, cloud, sha256=sha256, part_bytes=part_bytes) for plan in plans]
+    if all(not is_gs(plan.uri) and _is_local(plan) for plan in plans):
+        workers = min(workers, os.cpu_count() or 1)  # more only stand in each other's way
     at_once = max(1, min(workers, memory_bytes // part_bytes))
     return _Crew(jobs, part_bytes=part_bytes, workers=at_once, on_progress=on_progress).run()
 
@@ -99,13 +104,22 @@ def choose_part_bytes(object_sizes: Iterable[int], *, memory_bytes: int, workers
     return part_bytes
 
 
-def _make_target(plan: FilePlan, cloud: CloudStorage, *, sha256: bool, part_bytes: int) -> Target:
+def _make_job(plan: FilePlan, cloud: CloudStorage, *, sha256: bool, part_bytes: int) -> "_Job":
     """Choose how a file is written: to disk, in one request, or as a multipart upload."""
+    target: Target
     if not is_gs(plan.uri):
-        return LocalTarget(plan, sha256=sha256)
-    if plan.size_bytes <= part_bytes:
-        return SmallObjectTarget(plan, cloud, sha256=sha256)
-    return UploadTarget(plan, cloud, sha256=sha256)
+        target = LocalTarget(plan, sha256=sha256)
+        part_bytes = min(part_bytes, LOCAL_PART_BYTES) if _is_local(plan) else part_bytes
+    elif plan.size_bytes <= part_bytes:
+        target = SmallObjectTarget(plan, cloud, sha256=sha256)
+    else:
+        target = UploadTarget(plan, cloud, sha256=sha256)
+    return _Job(plan, target, part_bytes)
+
+
+def _is_local(plan: FilePlan) -> bool:
+    """Tell whether everything comes from this machine, so that a part costs no request."""
+    return not any(isinstance(segment, Extent) and "://" in segment.reader.uri for segment in plan.segments)
 
 
 @dataclass
