@@ -9,6 +9,7 @@ the result is held against its source before `_weights.json` says that the set i
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,7 @@ MEMORY_BYTES = 256 * 1024 * 1024
 _LOCAL_MEMORY_BYTES = 12 * 1024 * 1024
 _LOCAL_WORKERS = 2
 _REMOTE_WORKERS = 8
+_PROOFS_AT_ONCE = 8
 """Between disks two workers with small parts are as fast as many with large ones, which only fill memory; towards a
 bucket, parts under way hide each other's latency (benchmarks/results/convert.md)."""
 
@@ -321,14 +323,9 @@ class _Work:
         witness = Witness(tensor for shard in plan.shards for tensor in shard.tensors)
         plans = [FilePlan(uri=join(self.uri, shard.name), segments=witness.segments(shard)) for shard in plan.shards]
         written = self._move(plans)
-        proved: list[ProvedTensor] = []
-        for shard, file in zip(plan.shards, written, strict=True):
-            try:
-                proved += prove_shard(shard, file.uri, witness)
-            except WeightsError:
-                delete_files([file.uri])
-                raise
-        return written, proved
+        with ThreadPoolExecutor(_PROOFS_AT_ONCE if is_gs(self.uri) else 1) as pool:
+            proved = list(pool.map(lambda shard, file: _prove(shard, file, witness), plan.shards, written))
+        return written, [tensor for group in proved for tensor in group]
 
     def _move(self, plans: Sequence[FilePlan], *, tell: bool = True) -> tuple[WrittenFile, ...]:
         return write_files(
@@ -381,6 +378,15 @@ class _Work:
             "moved_bytes": moved,
             "proof": _proof(self.uri, plan, proved),
         }
+
+
+def _prove(shard: Shard, file: WrittenFile, witness: Witness) -> tuple[ProvedTensor, ...]:
+    """Prove a shard, or remove it, so that a rerun does not take it for a good one."""
+    try:
+        return prove_shard(shard, file.uri, witness)
+    except WeightsError:
+        delete_files([file.uri])
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)

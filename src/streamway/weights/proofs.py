@@ -23,7 +23,7 @@ from streamway.weights.tensors import SourceTensor
 from streamway.weights.windows import read_into
 from streamway.weights.wording import show_name
 
-_BUFFER_BYTES = 4 * 1024 * 1024
+_BUFFER_BYTES = 512 * 1024
 _READERS = 2
 
 Spans = Sequence[tuple[int, int]]
@@ -62,12 +62,19 @@ class WitnessReader:
         return bytes(data)
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        read_into(self._reader, offset, view)
-        start = offset
-        while start < offset + len(view):
+        # A checksum of what was just read comes out of the processor's cache; a request to a bucket stays whole.
+        step = _BUFFER_BYTES if hasattr(self._reader, "fileno") else len(view)
+        for at in range(0, len(view), max(1, step)):
+            block = view[at : at + step]
+            read_into(self._reader, offset + at, block)
+            self._note(offset + at, block)
+
+    def _note(self, offset: int, block: memoryview) -> None:
+        start, end = offset, offset + len(block)
+        while start < end:
             cut = bisect_right(self._cuts, start)
-            stop = min(self._cuts[cut] if cut < len(self._cuts) else offset + len(view), offset + len(view))
-            checksum = crc32c(view[start - offset : stop - offset])
+            stop = min(self._cuts[cut] if cut < len(self._cuts) else end, end)
+            checksum = crc32c(block[start - offset : stop - offset])
             with self._lock:
                 self._seen[start] = (stop, checksum)
             start = stop

@@ -97,8 +97,12 @@ def _stored(file: StoredFile) -> SourceFile:
 
 
 def _from_record(uri: str, record: Snapshot | PreparedWeights) -> ModelSource:
-    """Take the files that a record names; those that lie beside it are found there, also when the folder was moved."""
-    beside = {file.path: file.uri for file in list_files(uri)}
+    """Take the files that a record names.
+
+    Prepared weights are found beside their record where they lie there, also when the folder was moved since.
+    """
+    moved = isinstance(record, PreparedWeights)
+    beside = {file.path: file.uri for file in list_files(uri)} if moved else {}
     return ModelSource(
         uri=uri,
         files=tuple(
@@ -120,8 +124,10 @@ def _from_record(uri: str, record: Snapshot | PreparedWeights) -> ModelSource:
 
 
 def version_of(file: SourceFile) -> str:
-    """Return what changes when a file's bytes change."""
-    return file.sha256 or str(open_reader(file.uri).version)
+    """Return what changes when a file's bytes change, without a request where a listing told it already."""
+    if file.sha256 or file.crc32c is not None:
+        return f"{file.sha256} {file.crc32c}"
+    return open_reader(file.uri).version
 
 
 def read_json_object(uri: str) -> dict[str, Any]:
