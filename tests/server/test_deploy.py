@@ -1,6 +1,10 @@
 """Deploying a release: what is applied, what is told, and what a second run changes."""
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import yaml
 
 from streamway.cluster import ClusterConnection
 from streamway.errors import ApplyConflictError, ClusterUnreachableError
-from streamway.server import DeployedServer
+from streamway.server import DeployedServer, ServerSpec, render, to_yaml
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 Deploy = Callable[..., DeployedServer]
@@ -182,3 +186,22 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
         deploy()
 
     assert "https://127.0.0.1:9" in caught.value.problem
+
+
+def test_kubectl_can_apply_what_is_rendered_and_a_run_then_changes_nothing(
+    deploy: Deploy, settings: dict[str, Any], namespace: str
+) -> None:
+    fields = ServerSpec.__dataclass_fields__
+    spec = ServerSpec(**{name: value for name, value in settings.items() if name in fields})
+    manifests = [manifest for manifest in render(spec) if manifest["kind"] != "Namespace"]
+    kubectl = shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert kubectl is not None
+    apply = [kubectl, "apply", "--server-side", "--field-manager=streamway", "-f", "-"]
+    subprocess.run(apply, input=to_yaml(manifests), text=True, check=True, capture_output=True)
+    wait = [kubectl, "rollout", "status", "--timeout=60s", f"--namespace={namespace}", "deployment"]
+    subprocess.run([*wait, manifests[2]["metadata"]["name"]], check=True, capture_output=True)
+
+    deployed = deploy()
+
+    assert deployed.phases == ()
+    assert manifests[2]["metadata"]["name"] == f"tiny-{deployed.revision}"

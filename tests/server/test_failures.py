@@ -8,7 +8,7 @@ import pytest
 
 from streamway.cluster import ClusterConnection
 from streamway.errors import ClusterError, ClusterPermissionError, RolloutError
-from streamway.server import DeployedServer, Resources
+from streamway.server import DeployedServer, Resources, check_permissions, retire_server, role_rules
 
 MIB = 1024**2
 Deploy = Callable[..., DeployedServer]
@@ -140,6 +140,25 @@ def test_a_missing_right_names_verb_and_resource(
 
     assert 'cannot patch resource "deployments" in API group "apps"' in caught.value.problem
     assert "--verb=patch --resource=deployments.apps" in caught.value.next_step
+
+
+def test_a_documented_role_is_enough(deploy: Deploy, as_account: Callable[..., None], namespace: str) -> None:
+    as_account(*role_rules())
+
+    check_permissions(namespace=namespace)
+    deploy()
+    deploy(commit_sha="f" * 40, strategy="recreate")
+    assert retire_server(name="tiny", namespace=namespace)
+
+
+def test_missing_rights_are_known_before_anything_is_applied(as_account: Callable[..., None], namespace: str) -> None:
+    as_account(*[rule for rule in role_rules() if rule["resources"] != ["leases"]])
+
+    with pytest.raises(ClusterPermissionError) as caught:
+        check_permissions(namespace=namespace)
+
+    verbs = ("get", "create", "update", "delete")
+    assert f"we may not: {', '.join(f'{verb} leases.coordination.k8s.io' for verb in verbs)}." in caught.value.problem
 
 
 def test_a_namespace_that_is_being_deleted_is_told(

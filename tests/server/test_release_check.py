@@ -64,7 +64,7 @@ def check(spec: Callable[..., ServerSpec], **environment: str) -> subprocess.Com
     """Run the command of the rendered pod."""
     manifests = render(spec(release_uri=URI))
     deployment = next(manifest for manifest in manifests if manifest["kind"] == "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["initContainers"]
+    container, *_ = deployment["spec"]["template"]["spec"]["initContainers"]
     python, *command = container["command"]
     assert python == "python3"
     return subprocess.run(

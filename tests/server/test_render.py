@@ -305,3 +305,12 @@ def test_an_autoscaler_owns_the_number_of_pods(spec: Spec) -> None:
     assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (2, 5)
     assert autoscaler["spec"]["scaleTargetRef"]["name"] == deployment(spec())["metadata"]["name"]
     assert not [manifest for manifest in render(spec()) if manifest["kind"] == "HorizontalPodAutoscaler"]
+
+
+def test_compute_classes_and_taints_of_ones_own(spec: Spec) -> None:
+    taint = {"key": "team", "operator": "Equal", "value": "ml", "effect": "NoSchedule"}
+    found = pod(spec(node_selector={"cloud.google.com/compute-class": "gpus"}, tolerations=[taint]))
+
+    assert found["nodeSelector"]["cloud.google.com/compute-class"] == "gpus"
+    assert found["nodeSelector"]["cloud.google.com/gke-accelerator"] == "nvidia-l4"
+    assert taint in found["tolerations"]

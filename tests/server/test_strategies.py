@@ -298,12 +298,13 @@ def test_a_first_revision_that_is_held_gets_the_service_when_it_is_promoted(
     assert connection.find(f"/api/v1/namespaces/{namespace}/services/tiny") is None
     assert deploy(**OLD, hold=True).service == held.service
 
-    promote_revision(name="tiny", namespace=namespace, revision=held.revision, proof="passed 7 checks")
+    promote_revision(name="tiny", namespace=namespace, revision=held.revision, proof="passed", figures={"x": 1.5})
 
+    assert status().last_figures == {"x": 1.5}
     assert selected(connection, namespace) == held.revision
-    assert status().last_smoke_test == "passed 7 checks"
+    assert status().last_smoke_test == "passed"
     assert deploy(**OLD, hold=True).service == "tiny"
-    assert status().last_smoke_test == "passed 7 checks"
+    assert status().last_smoke_test == "passed"
 
 
 def test_a_held_revision_that_is_rejected_leaves_the_old_one(

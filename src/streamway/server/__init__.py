@@ -12,7 +12,9 @@ from streamway.server.operate import (
     retire_server,
     rollback,
 )
+from streamway.server.permissions import check_permissions, role_rules
 from streamway.server.rollout import Phase
+from streamway.server.serving import Serving, list_serving
 from streamway.server.spec import Resources, ServerSpec, derive
 from streamway.server.streamer_log import StreamerFigures, read_log
 from streamway.server.switch import Candidate
@@ -26,15 +28,19 @@ __all__ = [
     "Resources",
     "RevisionStatus",
     "ServerSpec",
+    "Serving",
     "StreamerFigures",
+    "check_permissions",
     "deploy_server",
     "derive",
+    "list_serving",
     "promote_revision",
     "read_log",
     "read_status",
     "reject_revision",
     "render",
     "retire_server",
+    "role_rules",
     "rollback",
     "to_yaml",
 ]

@@ -14,6 +14,7 @@ logger = logging.getLogger("streamway.server")
 SCALE_MANAGER = "streamway-scale"
 
 _PLURALS = {
+    "ConfigMap": "configmaps",
     "Deployment": "deployments",
     "Event": "events",
     "HorizontalPodAutoscaler": "horizontalpodautoscalers",

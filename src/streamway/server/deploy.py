@@ -9,6 +9,8 @@ from streamway.errors import SettingsError
 from streamway.server.apply import apply
 from streamway.server.endpoint import read_endpoint
 from streamway.server.engine import PORT
+from streamway.server.kit import FindKit
+from streamway.server.kit_offer import offer_found_kit
 from streamway.server.lease import hold_endpoint
 from streamway.server.manifests import (
     autoscaler_manifests,
@@ -88,6 +90,8 @@ def deploy_server(
     resources: Resources | None = None,
     served_model_name: str = "",
     spot: bool = False,
+    node_selector: Mapping[str, str] | None = None,
+    tolerations: Sequence[Mapping[str, str]] = (),
     check_release: bool = True,
     drain_seconds: int = 10,
     startup_seconds: float = 0,
@@ -96,6 +100,8 @@ def deploy_server(
     strategy: str = "auto",
     keep_seconds: float = 3600,
     verify: Verify | None = None,
+    find_kit: FindKit | None = None,
+    warm_start: bool = True,
     hold: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -123,6 +129,8 @@ def deploy_server(
         resources: What each pod asks for, where it should not be derived.
         served_model_name: The model's name in the API; empty for the Hugging Face id.
         spot: Whether to use spot nodes.
+        node_selector: More labels that a node must have, such as {"cloud.google.com/compute-class": "gpus"}.
+        tolerations: More taints that may be tolerated, as Kubernetes writes them.
         check_release: Whether each pod first proves that its account can read the release.
         drain_seconds: How long a pod goes on answering after it was told to stop.
         startup_seconds: Longest time from container start to the first healthy answer; 0 derives it from the size.
@@ -131,6 +139,8 @@ def deploy_server(
         strategy: `recreate`, `surge`, `blue_green`, or `auto`: surge where a node is found, else recreate.
         keep_seconds: How long `blue_green` keeps the old revision running.
         verify: Proves a new revision before the Service selects it; it raises where the answer is wrong.
+        find_kit: Finds the warm-start kit of a key; None for no kits.
+        warm_start: Whether the engine's cache is kept and restored; vLLM only.
         hold: Leave the Service where it is until `promote_revision` or `reject_revision` settles it.
         force: Take fields over from other managers.
         dry_run: Let the API server judge every manifest, and change nothing.
@@ -162,7 +172,10 @@ def deploy_server(
         resources=resources or Resources(),
         served_model_name=served_model_name,
         spot=spot,
+        node_selector=dict(node_selector or {}),
+        tolerations=tuple(tolerations),
         check_release=check_release,
+        warm_start=warm_start,
         drain_seconds=int(drain_seconds),
         startup_seconds=int(startup_seconds),
         timeout_seconds=timeout_seconds,
@@ -198,6 +211,8 @@ def deploy_server(
     )
     with hold_endpoint(connection, namespace, name) as holding:
         endpoint = read_endpoint(connection, namespace, name)
+        if find_kit is not None and plan.revision not in endpoint.revisions:
+            offer_found_kit(connection, spec, find_kit, revision=plan.revision)
         done = roll_out(connection, endpoint, replace(plan, still_ours=holding.check))
     if not (changed or done.changed):
         logger.info("endpoint %s already serves this release; nothing changed", name)

@@ -4,6 +4,7 @@ The cluster is the only memory. The Service's selector says which revision serve
 which one served before; nothing is kept anywhere else, so every run starts from what is really there.
 """
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from streamway.cluster import RELEASE, RELEASE_URI, REVISION, ClusterConnection,
 from streamway.errors import ClusterError
 from streamway.server.apply import apply, collection_path, delete, scale
 from streamway.server.diagnose import is_ready
+from streamway.server.kit_offer import withdraw_kit
 from streamway.server.manifests import (
     FIELD_MANAGER,
     INSTANCE,
@@ -31,6 +33,7 @@ ACTIVE_SINCE = "streamway/active-since"
 PREVIOUS = "streamway/previous-revision"
 KEEP_UNTIL = "streamway/keep-previous-until"
 PROOF = "streamway/last-smoke-test"
+FIGURES = "streamway/last-figures"
 STRATEGY = "streamway/strategy"
 KEEP_SECONDS = "streamway/keep-seconds"
 
@@ -125,6 +128,14 @@ class Endpoint:
         return self.annotations.get(PREVIOUS, "")
 
     @property
+    def figures(self) -> dict[str, float]:
+        """What the last smoke test measured."""
+        try:
+            return {str(name): float(value) for name, value in json.loads(self.annotations.get(FIGURES, "{}")).items()}
+        except (ValueError, TypeError, AttributeError):
+            return {}
+
+    @property
     def annotations(self) -> dict[str, str]:
         """Ours, on the Service."""
         found = ((self.service or {}).get("metadata") or {}).get("annotations") or {}
@@ -155,6 +166,7 @@ def point_service(
     force: bool = False,
     keep_until: str = "",
     proof: str = "",
+    figures: Mapping[str, float] | None = None,
     forget_previous: bool = False,
 ) -> bool:
     """Let the endpoint's Service select a revision; True where that changed anything.
@@ -165,7 +177,7 @@ def point_service(
     if revision != endpoint.active:
         annotations = {ACTIVE_SINCE: time_text(), PREVIOUS: endpoint.active, KEEP_UNTIL: keep_until}
     if proof:
-        annotations[PROOF] = proof
+        annotations |= {PROOF: proof, FIGURES: json.dumps(dict(figures or {}), sort_keys=True) if figures else ""}
     if forget_previous:
         annotations[PREVIOUS] = ""
     annotations = {key: value for key, value in annotations.items() if value}
@@ -201,6 +213,7 @@ def remove_revision(connection: ClusterConnection, endpoint: Endpoint, revision:
     """Delete a revision that does not serve, and its own Service."""
     close_candidate(connection, endpoint, revision)
     delete(connection, "apps/v1", "Deployment", endpoint.namespace, revision_name(endpoint.name, revision))
+    withdraw_kit(connection, endpoint.namespace, endpoint.name, revision)
 
 
 def stop_revision(

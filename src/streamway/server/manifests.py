@@ -16,6 +16,7 @@ import yaml
 from streamway.cluster import RELEASE, RELEASE_URI, REVISION, Manifest
 from streamway.server.budgets import PROBE_PERIOD_SECONDS
 from streamway.server.engine import ENGINE_USER_ID, PORT, serve_arguments, serve_command
+from streamway.server.kit import kit_annotations, kit_environment, kit_mounts, kit_volumes, restore_containers
 from streamway.server.spec import Derived, ServerSpec, derive
 
 FIELD_MANAGER = "streamway"
@@ -79,6 +80,11 @@ def revision_of(spec: ServerSpec) -> str:
 def revision_name(name: str, revision: str) -> str:
     """Name of the Deployment of a revision, and of the Service that reaches it before it is proved."""
     return f"{name}-{revision}"
+
+
+def kit_name(name: str, revision: str) -> str:
+    """Name of the ConfigMap that tells a revision's pods which kit to restore."""
+    return f"{revision_name(name, revision)}-kit"
 
 
 def namespace_manifest(spec: ServerSpec) -> Manifest:
@@ -145,7 +151,11 @@ def deployment_manifest(spec: ServerSpec) -> Manifest:
             "name": revision_name(spec.name, revision),
             "namespace": spec.namespace,
             "labels": _revision_labels(spec, revision),
-            "annotations": {**_release_annotations(spec, derived), REPLICAS: str(spec.replicas)},
+            "annotations": {
+                **_release_annotations(spec, derived),
+                **kit_annotations(spec, derived),
+                REPLICAS: str(spec.replicas),
+            },
         },
         "spec": {
             # Where an autoscaler decides, naming a number would take it back with every run.
@@ -229,13 +239,14 @@ def _pod_template(spec: ServerSpec, derived: Derived, *, revision: str) -> Manif
             "nodeSelector": _node_selector(spec),
             "tolerations": _tolerations(spec),
             "securityContext": _pod_security(derived),
-            **({"initContainers": [_check_container(spec, derived)]} if spec.check_release else {}),
+            **({"initContainers": first} if (first := _init_containers(spec, derived, revision)) else {}),
             "containers": [_container(spec, derived)],
             "volumes": [
                 {
                     "name": "shm",
                     "emptyDir": {"medium": "Memory", "sizeLimit": _mebibytes(derived.resources.shm_bytes)},
-                }
+                },
+                *kit_volumes(spec, derived),
             ],
         },
     }
@@ -247,16 +258,16 @@ def _node_selector(spec: ServerSpec) -> dict[str, str]:
         selector["topology.kubernetes.io/zone"] = spec.zone
     if spec.spot:
         selector["cloud.google.com/gke-spot"] = "true"
-    return selector
+    return selector | dict(spec.node_selector)
 
 
 def _tolerations(spec: ServerSpec) -> list[Manifest]:
-    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    tolerations: list[Manifest] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     if spec.spot:
         tolerations.append(
             {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         )
-    return tolerations
+    return tolerations + [dict(toleration) for toleration in spec.tolerations]
 
 
 def _pod_security(derived: Derived) -> Manifest:
@@ -264,6 +275,11 @@ def _pod_security(derived: Derived) -> Manifest:
     if derived.image.runs_without_root:
         context |= {"runAsNonRoot": True, "runAsUser": ENGINE_USER_ID, "runAsGroup": 0}
     return context
+
+
+def _init_containers(spec: ServerSpec, derived: Derived, revision: str) -> list[Manifest]:
+    check = [_check_container(spec, derived)] if spec.check_release else []
+    return [*check, *restore_containers(spec, derived, config_map=kit_name(spec.name, revision))]
 
 
 def _check_container(spec: ServerSpec, derived: Derived) -> Manifest:
@@ -321,7 +337,7 @@ def _container(spec: ServerSpec, derived: Derived) -> Manifest:
         # The pod leaves the Service's endpoints when it is told to stop, but not at once everywhere.
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(spec.drain_seconds)]}}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, *kit_mounts(spec, derived)],
     }
 
 
@@ -333,6 +349,7 @@ def _environment(spec: ServerSpec, derived: Derived) -> Mapping[str, str]:
         "RUNAI_STREAMER_CONCURRENCY": str(derived.streamer_concurrency),
         # Without it the line that says how fast the weights came is dropped.
         "RUNAI_STREAMER_LOG_TO_STDERR": "1",
+        **kit_environment(spec, derived),
     }
     return ours | {name: str(value) for name, value in spec.environment.items()}
 

@@ -1,7 +1,7 @@
 """What is done to an endpoint after its rollout: judge a held revision, go back, look, take it down."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,6 +42,7 @@ class RevisionStatus:
         name: Its short name.
         role: `active`, `previous`, `candidate`, or `stray` for one that an interrupted run left.
         model_id: Hugging Face id of its model.
+        served_model_name: The model's name in the API.
         commit_sha: The commit it serves.
         release_uri: Where its weights come from.
         image: Its engine's image.
@@ -53,6 +54,7 @@ class RevisionStatus:
     name: str
     role: str
     model_id: str
+    served_model_name: str
     commit_sha: str
     release_uri: str
     image: str
@@ -73,6 +75,7 @@ class EndpointStatus:
         active_since: When the Service began to select it.
         keep_previous_until: Until when the previous one is kept running; empty where it is not.
         last_smoke_test: What the last smoke test said.
+        last_figures: What it measured.
         revisions: All of them, the active one first.
     """
 
@@ -83,6 +86,7 @@ class EndpointStatus:
     active_since: str
     keep_previous_until: str
     last_smoke_test: str
+    last_figures: Mapping[str, float]
     revisions: tuple[RevisionStatus, ...]
 
 
@@ -95,7 +99,15 @@ def read_status(*, name: str, namespace: str, cluster: str = "") -> EndpointStat
     return _status(_existing(connect(cluster), namespace, name))
 
 
-def promote_revision(*, name: str, namespace: str, revision: str, proof: str = "", cluster: str = "") -> EndpointStatus:
+def promote_revision(
+    *,
+    name: str,
+    namespace: str,
+    revision: str,
+    proof: str = "",
+    figures: Mapping[str, float] | None = None,
+    cluster: str = "",
+) -> EndpointStatus:
     """Let the Service select a revision that was held and has proved itself.
 
     Args:
@@ -103,6 +115,7 @@ def promote_revision(*, name: str, namespace: str, revision: str, proof: str = "
         namespace: Its namespace.
         revision: The revision; where it serves already, only the proof is noted.
         proof: What the smoke test said, in a few words.
+        figures: What it measured, for the next release to be compared with.
         cluster: As in `streamway.cluster.connect`.
 
     Raises:
@@ -111,7 +124,7 @@ def promote_revision(*, name: str, namespace: str, revision: str, proof: str = "
     with _changing(cluster, namespace, name) as (connection, endpoint, holding):
         candidate = _known(endpoint, revision)
         if endpoint.active == revision:
-            point_service(connection, endpoint, revision, proof=proof)
+            point_service(connection, endpoint, revision, proof=proof, figures=figures)
         else:
             if not candidate.ready:
                 raise ClusterError(
@@ -120,7 +133,7 @@ def promote_revision(*, name: str, namespace: str, revision: str, proof: str = "
                     next_step="Deploy it again; it is taken up where it stands.",
                 )
             plan = _held_plan(connection, endpoint, revision, holding)
-            promote(connection, endpoint, plan, endpoint.active_revision, proof=proof)
+            promote(connection, endpoint, plan, endpoint.active_revision, proof=proof, figures=figures)
         return _status(read_endpoint(connection, namespace, name))
 
 
@@ -321,6 +334,7 @@ def _status(endpoint: Endpoint) -> EndpointStatus:
         active_since=annotations.get(ACTIVE_SINCE, ""),
         keep_previous_until=annotations.get(KEEP_UNTIL, "") if kept is not None and kept.replicas else "",
         last_smoke_test=annotations.get(PROOF, ""),
+        last_figures=endpoint.figures,
         revisions=tuple(sorted(rows, key=lambda row: order.index(row.role))),
     )
 
@@ -331,6 +345,7 @@ def _revision_status(endpoint: Endpoint, revision: Revision) -> RevisionStatus:
         name=revision.name,
         role=_role(endpoint, revision),
         model_id=revision.model_id,
+        served_model_name=revision.served_model_name,
         commit_sha=revision.commit_sha,
         release_uri=revision.release_uri,
         image=str(containers[0]["image"]),

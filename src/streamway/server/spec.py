@@ -60,7 +60,10 @@ class ServerSpec:
         resources: What each pod asks for.
         served_model_name: The model's name in the API; empty for the Hugging Face id.
         spot: Whether spot nodes may be used.
+        node_selector: More labels that a node must have, such as a compute class.
+        tolerations: More taints that may be tolerated, as Kubernetes writes them.
         check_release: Whether each pod first proves that its account can read the release.
+        warm_start: Whether the engine's cache is kept and restored; vLLM only.
         drain_seconds: How long a pod goes on answering after it has been told to stop.
         startup_seconds: Longest time from container start to the first healthy answer; 0 derives it.
         timeout_seconds: Longest wait for a rollout; 0 derives it.
@@ -84,7 +87,10 @@ class ServerSpec:
     resources: Resources = Resources()
     served_model_name: str = ""
     spot: bool = False
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, str]] = ()
     check_release: bool = True
+    warm_start: bool = True
     drain_seconds: int = 10
     startup_seconds: int = 0
     timeout_seconds: float = 0

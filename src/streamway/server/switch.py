@@ -6,7 +6,7 @@ Service moves. The strategies differ in what becomes of the old revision's GPUs 
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -129,14 +129,22 @@ def roll_out(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> S
 
 
 def promote(
-    connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision | None, *, proof: str = ""
+    connection: ClusterConnection,
+    endpoint: Endpoint,
+    plan: Plan,
+    old: Revision | None,
+    *,
+    proof: str = "",
+    figures: Mapping[str, float] | None = None,
 ) -> bool:
     """Move the Service to the new revision, then settle the old one by the strategy."""
     plan.still_ours()
     keep_until = ""
     if old is not None and plan.strategy == "blue_green":
         keep_until = time_text(datetime.now(UTC) + timedelta(seconds=plan.keep_seconds))
-    changed = point_service(connection, endpoint, plan.revision, force=plan.force, keep_until=keep_until, proof=proof)
+    changed = point_service(
+        connection, endpoint, plan.revision, force=plan.force, keep_until=keep_until, proof=proof, figures=figures
+    )
     close_candidate(connection, endpoint, plan.revision)
     if old is not None and plan.strategy != "blue_green" and old.replicas:
         scale(connection, endpoint.namespace, old.deployment_name, 0)
@@ -319,6 +327,5 @@ def _remove_strays(connection: ClusterConnection, endpoint: Endpoint, wanted: st
 
 def _with_outcome(error: StreamwayError, outcome: str) -> StreamwayError:
     logger.warning("%s", outcome)
-    if isinstance(error, RolloutError):
-        return RolloutError(f"{error.problem}\n{outcome}", next_step=error.next_step, reason=error.reason)
+    error.add_outcome(outcome)
     return error
