@@ -56,7 +56,7 @@ def deploy_server(
         served_model_name: The model's name in the API.
         revision: Revision of the Deployment.
     """
-    from streamway import report, server
+    from streamway import report, server, warm_start
 
     with report.step("deploy_server", run_uri) as step:
         deployed = server.deploy_server(
@@ -74,6 +74,7 @@ def deploy_server(
             engine_arguments=engine_arguments,
             environment=environment,
             strategy=strategy,
+            find_kit=warm_start.finder(release.uri),
             hold=True,
             timeout_seconds=timeout_seconds,
             on_progress=step.progress,

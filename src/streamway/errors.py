@@ -31,7 +31,8 @@ sees: the subject and its value, what is wrong, what was expected beside what wa
     │   ├── ApplyConflictError        62   another manager owns what we would write
     │   ├── RolloutError              63   the new revision will not become ready; carries the reason
     │   ├── ClusterPermissionError    64   RBAC or an admission webhook said no
-    │   └── ApiServerError            65   the API server refused for another reason; carries its status
+    │   ├── ApiServerError            65   the API server refused for another reason; carries its status
+    │   └── KitRefusedError           66   an engine's cache is not what may become a warm-start kit
     ├── SmokeTestError                70   the endpoint could not be asked
     │   └── WrongAnswerError          71   the endpoint answered, and wrongly
     ├── LaunchError                   80   a pipeline could not be compiled, submitted or scheduled
@@ -184,6 +185,10 @@ class RolloutError(ClusterError):
 
 class ClusterPermissionError(ClusterError):
     exit_code = 64
+
+
+class KitRefusedError(ClusterError):
+    exit_code = 66
 
 
 class ApiServerError(ClusterError):

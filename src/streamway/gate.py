@@ -6,7 +6,7 @@ Proving (smoke) and serving (server) are rooms that do not know each other; this
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streamway import server, smoke
+from streamway import server, smoke, warm_start
 from streamway.errors import StreamwayError
 
 
@@ -23,7 +23,7 @@ def smoke_test(
     questions: Sequence[Mapping[str, Any]] = (),
     timeout_seconds: float = 300.0,
 ) -> smoke.SmokeReport:
-    """Ask a held revision, then let the endpoint serve it; or return to what served before.
+    """Ask a held revision, then let the endpoint serve it and keep its warm-start kit; or return to what served before.
 
     Args:
         name: Name of the endpoint.
@@ -62,6 +62,7 @@ def smoke_test(
     server.promote_revision(
         name=name, namespace=namespace, revision=revision, cluster=cluster, proof=smoke.summarise(verdict)
     )
+    warm_start.keep_kit(name=name, namespace=namespace, revision=revision, cluster=cluster)
     return verdict
 
 

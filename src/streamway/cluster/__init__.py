@@ -10,6 +10,7 @@ from streamway.cluster.connection import (
     ProxyResponse,
     ServiceProxy,
 )
+from streamway.cluster.executing import run_in_container
 
 __all__ = [
     "RELEASE",
@@ -22,4 +23,5 @@ __all__ = [
     "connect",
     "gateway_configuration",
     "gke_configuration",
+    "run_in_container",
 ]

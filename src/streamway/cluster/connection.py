@@ -9,14 +9,17 @@ whoever may deploy there can ask through that door.
 import json
 import logging
 import re
+import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import urllib3
+import websocket
+from kubernetes.stream.ws_client import get_websocket_url, websocket_proxycare
 
 from streamway.errors import (
     ApiServerError,
@@ -150,6 +153,30 @@ class ClusterConnection:
         finally:
             response.close()
             response.release_conn()
+
+    def open_channel(self, path: str, query: Sequence[tuple[str, str]], *, timeout_seconds: float) -> Any:
+        """Open a WebSocket, as exec is spoken over; every read on it waits at most `timeout_seconds`.
+
+        Raises:
+            ClusterUnreachableError, ClusterPermissionError, ApiServerError: as `request`.
+        """
+        headers: dict[str, str] = {}
+        self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        url = get_websocket_url(self.address + path, query)
+        configuration = self._client.configuration
+        try:
+            return websocket.create_connection(
+                url,
+                timeout=timeout_seconds,
+                sslopt=_tls_options(configuration),
+                header=[f"{name}: {value}" for name, value in headers.items()],
+                subprotocols=["v4.channel.k8s.io"],
+                **websocket_proxycare({}, configuration, url, headers),
+            )
+        except websocket.WebSocketBadStatusException as error:
+            raise self._refusal(error.status_code, error.resp_body or b"", "GET", path) from error
+        except (websocket.WebSocketException, OSError) as error:
+            raise self._unreachable(error) from error
 
     def service_proxy(self, namespace: str, service: str, port: int | str) -> "ServiceProxy":
         """HTTP to a Service inside the cluster, through the API server."""
@@ -305,6 +332,20 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, ApiServerError):
         return error.status in _RETRIED_STATUSES
     return "credentials" not in str(error)
+
+
+def _tls_options(configuration: Any) -> dict[str, Any]:
+    """What the kubernetes client's settings mean to a WebSocket."""
+    options: dict[str, Any] = {"cert_reqs": ssl.CERT_REQUIRED}
+    if not configuration.verify_ssl:
+        options = {"cert_reqs": ssl.CERT_NONE, "check_hostname": False}
+    wanted = {
+        "ca_certs": configuration.ssl_ca_cert if configuration.verify_ssl else None,
+        "certfile": configuration.cert_file,
+        "keyfile": configuration.key_file,
+        "server_hostname": configuration.tls_server_name,
+    }
+    return options | {name: value for name, value in wanted.items() if value}
 
 
 def _plain(query: Mapping[str, Any] | None) -> dict[str, str]:

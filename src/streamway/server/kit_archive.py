@@ -154,9 +154,8 @@ def _entries(source: _Source) -> Iterator[tarfile.TarInfo]:
         if kind == _FOLDER:
             continue
         if kind not in _REGULAR:
-            raise KitRefusedError(
-                f"The engine's cache has {name!r}, which is {_KINDS.get(kind, f'of the kind {kind!r}')} and no plain file."
-            )
+            what = _KINDS.get(kind, f"of the kind {kind!r}")
+            raise KitRefusedError(f"The engine's cache has {name!r}, which is {what} and no plain file.")
         entry = tarfile.TarInfo(check_name(name))
         if entry.name in seen:
             raise KitRefusedError(f"The engine's cache has {entry.name!r} twice.")
