@@ -22,8 +22,7 @@ def report_run(
     """
     from pathlib import Path
 
-    from streamway import report, storage
+    from streamway import report
 
-    html = report.render_page(report.RunJournal.load(run_uri), state=status.state)
-    Path(page.path).write_text(html)
-    storage.write_file(storage.join(run_uri, "report.html"), html.encode())
+    html = report.finish_run(run_uri, state=status.state, message=status.error_message or "")
+    Path(page.path).write_text(html, encoding="utf-8")

@@ -22,7 +22,19 @@ from streamway import storage
 from streamway.errors import StreamwayError
 
 STEPS = ("pull_model", "convert_weights", "upload_model", "enable_cache", "deploy_server", "smoke_test")
+"""The six steps of serving a model."""
+
+PROMOTION_STEPS = ("promote_release", "enable_cache", "deploy_server", "smoke_test")
+RETIREMENT_STEPS = ("plan_retirement", "retire_server", "retire_cache", "retire_releases")
+GATE_STEP = "record_passage"
+KNOWN_STEPS = tuple(dict.fromkeys((*STEPS, *PROMOTION_STEPS, *RETIREMENT_STEPS, GATE_STEP)))
+
+FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 4 << 20
+_MOST_ENTRIES = 500
+"""Of a list or a mapping in a record that would otherwise be too long to be read again."""
+_MOST_CHARACTERS = 10_000
+
 LINE_PREFIX = "streamway"
 """First word of every line a step narrates; the local runner finds them among a pipeline runner's own lines."""
 
@@ -45,6 +57,8 @@ class StepRecord:
         seconds: How long it took.
         result: What the step returned, as plain JSON.
         error: Kind, message, next step and exit code of a failure; empty on success.
+        shortened: Whether the result was too long to be kept whole.
+        format_version: Of this record.
     """
 
     name: str
@@ -53,38 +67,131 @@ class StepRecord:
     seconds: float
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: dict[str, Any] = dataclasses.field(default_factory=dict)
+    shortened: bool = False
+    format_version: int = FORMAT_VERSION
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        return cls(**json.loads(text))
+    def from_json(cls, text: str | bytes, *, name: str = "") -> Self:
+        """Read a record; what another version has added is left out.
+
+        Args:
+            text: The record.
+            name: The step it must be of; empty for any.
+
+        Raises:
+            ValueError: it is none, and says in which way.
+        """
+        found = _json_object(text)
+        if found.get("status") not in ("succeeded", "failed"):
+            raise ValueError(f"its status is {str(found.get('status'))[:40]!r}, expected 'succeeded' or 'failed'")
+        if name and found.get("name") != name:
+            raise ValueError(f"it is the record of {str(found.get('name'))[:40]!r}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        record = cls(**{key: value for key, value in found.items() if key in known})
+        record._check_types()
+        return record
+
+    def _check_types(self) -> None:
+        kinds = {"name": str, "started": str, "seconds": (int, float), "result": dict, "error": dict}
+        for field, kind in kinds.items():
+            value = getattr(self, field)
+            if not isinstance(value, kind):
+                raise ValueError(f"its {field} is of type {type(value).__name__}")
+        if not 0 <= self.seconds < float("inf"):
+            raise ValueError(f"it took {self.seconds} seconds")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
 
 
+def _json_object(text: str | bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({str(error)[:80]})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it is a JSON {type(found).__name__}, expected an object")
+    missing = [key for key in ("name", "status", "started", "seconds") if key not in found]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnreadableRecord:
+    """A step's record that is there and says nothing.
+
+    Args:
+        name: The step.
+        reason: What is wrong with it.
+    """
+
+    name: str
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunJournal:
-    """All that a run has written so far, in the order of the steps."""
+    """All that a run has written so far, in the order of the steps.
+
+    Args:
+        run_uri: Its folder.
+        records: What could be read.
+        unreadable: What is there and could not.
+    """
 
     run_uri: str
     records: tuple[StepRecord, ...]
+    unreadable: tuple[UnreadableRecord, ...] = ()
 
     @classmethod
     def load(cls, run_uri: str) -> Self:
-        """Read every step's record under `run_uri`; steps that never started have none."""
-        records = []
-        for name in STEPS:
-            uri = storage.join(run_uri, f"{name}.json")
-            if storage.exists(uri):
-                records.append(StepRecord.from_json(storage.read_file(uri, max_bytes=MAX_RECORD_BYTES)))
-        return cls(run_uri=run_uri, records=tuple(records))
+        """Read every step's record under `run_uri`; steps that never ended have none.
+
+        Raises:
+            StreamwayError: the folder cannot be listed, such as one in a bucket that is not there.
+        """
+        sizes = {file.path: file.size_bytes for file in storage.list_files(run_uri)}
+        read = [_read(run_uri, name, sizes[f"{name}.json"]) for name in KNOWN_STEPS if f"{name}.json" in sizes]
+        return cls(
+            run_uri=run_uri,
+            records=tuple(record for record in read if isinstance(record, StepRecord)),
+            unreadable=tuple(record for record in read if isinstance(record, UnreadableRecord)),
+        )
 
     @property
     def failed(self) -> StepRecord | None:
         return next((record for record in self.records if record.status != "succeeded"), None)
 
+    @property
+    def name(self) -> str:
+        """The run's own name."""
+        return self.run_uri.rstrip("/").rpartition("/")[2]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps that a run of this kind has, whether they ran or not."""
+        seen = {record.name for record in (*self.records, *self.unreadable)}
+        if "promote_release" in seen or (not seen and self.name.startswith("promote-")):
+            steps = PROMOTION_STEPS
+        elif seen & set(RETIREMENT_STEPS) or (not seen and self.name.startswith("retire-")):
+            steps = RETIREMENT_STEPS
+        else:
+            steps = STEPS
+        return (*steps, GATE_STEP) if GATE_STEP in seen else steps
+
     def record(self, name: str) -> StepRecord | None:
         return next((record for record in self.records if record.name == name), None)
+
+
+def _read(run_uri: str, name: str, size_bytes: int) -> StepRecord | UnreadableRecord:
+    if size_bytes > MAX_RECORD_BYTES:
+        return UnreadableRecord(name=name, reason=f"it is {size_bytes:,} bytes long, at most {MAX_RECORD_BYTES:,}")
+    try:
+        text = storage.read_file(storage.join(run_uri, f"{name}.json"), max_bytes=MAX_RECORD_BYTES)
+        return StepRecord.from_json(text, name=name)
+    except (ValueError, StreamwayError, OSError) as error:
+        return UnreadableRecord(name=name, reason=str(error).splitlines()[0])
 
 
 class Step:
@@ -137,7 +244,7 @@ def step(name: str, run_uri: str) -> Iterator[Step]:
     Raises:
         StreamwayError: whatever the step raised, after it was written down.
     """
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
     running = Step(name)
     with _narration(name), _termination_as_interrupt():
         began = time.monotonic()
@@ -196,10 +303,30 @@ def _write(record: StepRecord, run_uri: str) -> None:
     if not run_uri:
         return
     try:
-        storage.write_file(storage.join(run_uri, f"{record.name}.json"), record.to_json().encode())
+        storage.write_file(storage.join(run_uri, f"{record.name}.json"), _bounded_json(record))
     except (StreamwayError, OSError) as error:
         # The step's own outcome matters more than its journal, and a bucket that is missing fails both.
         logger.warning("the journal of %s could not be written: %s", record.name, str(error).splitlines()[0])
+
+
+def _bounded_json(record: StepRecord) -> bytes:
+    """Write a record so that it can be read again: a model may have a hundred thousand tensors, each with its proof."""
+    whole = record.to_json().encode()
+    if len(whole) <= MAX_RECORD_BYTES:
+        return whole
+    return (
+        dataclasses.replace(record, result=_shorten(record.result), error=_shorten(record.error), shortened=True)
+        .to_json()
+        .encode()
+    )
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key[:_MOST_CHARACTERS]: _shorten(entry) for key, entry in list(value.items())[:_MOST_ENTRIES]}
+    if isinstance(value, list):
+        return [_shorten(entry) for entry in value[:_MOST_ENTRIES]]
+    return value[:_MOST_CHARACTERS] if isinstance(value, str) else value
 
 
 @contextlib.contextmanager

@@ -5,234 +5,145 @@ later. So it is a single file without scripts; pictures are inline SVG; every te
 cluster is escaped.
 """
 
-from html import escape
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
 
-from streamway.report.journal import STEPS, RunJournal, StepRecord
+from streamway.report import proving, sections
+from streamway.report.history import EndpointStart, describe_start
+from streamway.report.journal import RETIREMENT_STEPS, RunJournal, StepRecord
+from streamway.report.parts import definitions, paragraph
+from streamway.report.sections import TITLES, model_of, release_of, result_of
+from streamway.report.words import format_bytes, format_latency, format_seconds, mapping, number, show
 
-TITLES = {
-    "pull_model": "Pull",
-    "convert_weights": "Convert",
-    "upload_model": "Upload",
-    "enable_cache": "Cache",
-    "deploy_server": "Deploy",
-    "smoke_test": "Smoke test",
-}
+__all__ = ["TITLES", "format_bytes", "format_seconds", "render_page"]
+
+_PROBLEM_CHARACTERS = 6000
 
 
-def render_page(journal: RunJournal, *, state: str) -> str:
+def render_page(journal: RunJournal, *, state: str, message: str = "", earlier: Sequence[EndpointStart] = ()) -> str:
     """Render the report of a run.
 
     Args:
         journal: What its steps wrote.
         state: How the pipeline ended, in the runner's word, such as SUCCEEDED.
+        message: What the runner itself says of a failure.
+        earlier: Earlier starts of the same endpoint, the newest first.
 
     Returns:
         A complete HTML document.
     """
-    sections = [
-        _verdict(journal, state),
-        _source(journal),
-        _timeline(journal),
-        _bytes(journal),
-        _start(journal),
-        _caches(journal),
-        _answers(journal),
+    drawn = [
+        _verdict(journal, state, message),
+        sections.notices(journal),
+        _key_figures(journal),
+        sections.source(journal),
+        sections.retired(journal),
+        sections.timeline(journal),
+        sections.bytes_moved(journal),
+        proving.cold_start(journal, earlier),
+        proving.answers(journal),
+        proving.latency(journal, earlier),
+        proving.checks(journal),
+        sections.proof(journal),
+        sections.caches(journal),
+        _footer(journal),
     ]
-    body = "\n".join(section for section in sections if section)
+    body = "\n".join(part for part in drawn if part)
     style = files("streamway.report").joinpath("page.css").read_text(encoding="utf-8")
-    title = escape(f"{_model_name(journal)}: {'serving' if _succeeded(journal, state) else 'not serving'}")
+    title = f"{show(_subject(journal), limit=100)}: {show(_word(journal, state).lower())}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
-
-
-def format_bytes(count: float) -> str:
-    """Write a number of bytes with a binary unit, such as `256.6 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(count) < 1024 or unit == "TiB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration, such as `45.2 s` or `3 min 05 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
 
 
 def _succeeded(journal: RunJournal, state: str) -> bool:
     return state == "SUCCEEDED" and journal.failed is None
 
 
-def _result(journal: RunJournal, name: str) -> dict[str, Any]:
-    record = journal.record(name)
-    return record.result if record else {}
+def _subject(journal: RunJournal) -> str:
+    plan = result_of(journal, "plan_retirement")
+    if plan:
+        return f"{plan.get('namespace', '')}/{plan.get('name', '')}"
+    return str(model_of(journal).get("model_id") or journal.name or "This run")
 
 
-def _model_name(journal: RunJournal) -> str:
-    return str(_result(journal, "pull_model").get("model_id", "The model"))
-
-
-def _verdict(journal: RunJournal, state: str) -> str:
+def _word(journal: RunJournal, state: str) -> str:
     if _succeeded(journal, state):
-        deployed = _result(journal, "deploy_server")
-        name = f"{deployed.get('namespace', '')}/{deployed.get('service', '')}"
-        return (
-            f'<header class="good"><p class="word">Serving</p><h1>{escape(_model_name(journal))}</h1>'
-            f"<p>The endpoint <code>{escape(name)}</code> has answered correctly.</p></header>"
-        )
+        return "Retired" if journal.steps[0] in RETIREMENT_STEPS else "Serving"
+    failed = journal.failed
+    if failed is not None:
+        return f"Failed in {TITLES.get(failed.name, failed.name)}"
+    return "Cancelled" if state == "CANCELLED" else "Failed"
+
+
+def _verdict(journal: RunJournal, state: str, message: str) -> str:
+    kind = "good" if _succeeded(journal, state) else "bad"
+    said = _success(journal) if kind == "good" else _failure(journal, state, message)
+    return (
+        f'<header class="{kind}"><p class="word">{show(_word(journal, state))}</p>'
+        f"<h1>{show(_subject(journal), limit=200)}</h1>{said}</header>"
+    )
+
+
+def _success(journal: RunJournal) -> str:
+    if journal.steps[0] in RETIREMENT_STEPS:
+        return paragraph("The endpoint is gone, with what only it used.")
+    deployed = result_of(journal, "deploy_server")
+    name = f"{deployed.get('namespace', '')}/{deployed.get('endpoint') or deployed.get('service', '')}"
+    return f"<p>The endpoint <code>{show(name)}</code> has answered correctly.</p>"
+
+
+def _failure(journal: RunJournal, state: str, message: str) -> str:
     failed = journal.failed
     if failed is None:
-        return (
-            f'<header class="bad"><p class="word">Failed</p><h1>{escape(_model_name(journal))}</h1>'
-            f"<p>The run ended as {escape(state)}, and no step wrote why: it was stopped from outside, or the journal "
-            "could not be written. Read the log of the last task.</p></header>"
-        )
+        return _failure_without_words(journal, state, message)
     error = failed.error
-    problem, step = escape(str(error.get("problem", ""))), escape(TITLES.get(failed.name, failed.name))
+    problem = show(error.get("problem") or "The step left no reason.", limit=_PROBLEM_CHARACTERS)
+    step = show(error.get("next_step") or "Read the step's log.", limit=_PROBLEM_CHARACTERS)
+    return f'<div class="problem">{problem}</div><p class="next"><strong>Next:</strong> {step}</p>{_kind(failed)}'
+
+
+def _kind(failed: StepRecord) -> str:
+    kind, code = failed.error.get("kind"), failed.error.get("exit_code")
+    if not kind:
+        return ""
+    return paragraph(f"{kind}, exit code {code}" if code is not None else str(kind), "aside")
+
+
+def _failure_without_words(journal: RunJournal, state: str, message: str) -> str:
+    written = {record.name for record in journal.records}
+    missing = next((name for name in journal.steps if name not in written), "")
+    after = f" after {TITLES.get(journal.records[-1].name, '')}" if journal.records else ""
+    suspect = f"{TITLES[missing]} left no record of its end" if missing else "every step says that it succeeded"
+    said = f'<div class="problem">{show(message, limit=_PROBLEM_CHARACTERS)}</div>' if message else ""
     return (
-        f'<header class="bad"><p class="word">Failed in {step}</p><h1>{escape(_model_name(journal))}</h1>'
-        f'<pre class="problem">{problem}</pre>'
-        f"<p><strong>Next:</strong> {escape(str(error.get('next_step', '')))}</p></header>"
+        f"<p>The run ended as {show(state, limit=40)}{after}, and no step wrote why; {suspect}. It was stopped from "
+        f"outside, or the journal could not be written.</p>{said}"
+        '<p class="next"><strong>Next:</strong> Read the log of the last task; a worker that runs out of memory is '
+        "killed without a word.</p>"
     )
 
 
-def _source(journal: RunJournal) -> str:
-    pulled, published = _result(journal, "pull_model"), _result(journal, "upload_model")
-    if not pulled:
-        return ""
-    rows = {
-        "Commit": pulled.get("commit_sha", ""),
-        "Licence": pulled.get("licence", ""),
-        "Release": published.get("uri", "not published"),
-        "Size": format_bytes(float(published.get("size_bytes") or pulled.get("size_bytes") or 0)),
+def _key_figures(journal: RunJournal) -> str:
+    start, metrics = describe_start(journal), mapping(result_of(journal, "smoke_test").get("metrics"))
+    size = number(release_of(journal).get("size_bytes"))
+    figures = {
+        "Release": format_bytes(size) if size else "",
+        "Cold start": format_seconds(start.seconds) if start else "",
+        "First token": format_latency(number(metrics.get("first_token_seconds")))
+        if "first_token_seconds" in metrics
+        else "",
+        "Tokens a second": f"{number(metrics.get('tokens_per_second')):.1f}" if "tokens_per_second" in metrics else "",
     }
-    return _section("Model", _definitions(rows))
+    told = {name: figure for name, figure in figures.items() if figure}
+    return definitions(told, "figures") if told else ""
 
 
-def _definitions(rows: dict[str, Any]) -> str:
-    entries = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in rows.items())
-    return f"<dl>{entries}</dl>"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _timeline(journal: RunJournal) -> str:
-    if not journal.records:
-        return ""
-    total = sum(record.seconds for record in journal.records) or 1.0
-    rows, offset = [], 0.0
-    for name in STEPS:
-        record = journal.record(name)
-        rows.append(_timeline_row(name, record, offset / total, total))
-        offset += record.seconds if record else 0.0
-    return _section(f"Timeline, {format_seconds(total)}", f'<div class="bars">{"".join(rows)}</div>')
-
-
-def _timeline_row(name: str, record: StepRecord | None, start: float, total: float) -> str:
-    title = f'<span class="name">{escape(TITLES[name])}</span>'
-    if record is None:
-        return f'<div class="row">{title}<span class="track"></span><span class="value">not run</span></div>'
-    kind = "good" if record.status == "succeeded" else "bad"
-    return (
-        f'<div class="row">{title}{_bar(kind, start, record.seconds / total)}'
-        f'<span class="value">{format_seconds(record.seconds)}</span></div>'
-    )
-
-
-def _bar(kind: str, start: float, share: float) -> str:
-    # A step of a few milliseconds stays visible; nothing at all stays empty.
-    x, width = 100 * start, max(100 * share, 0.4) if share else 0.0
-    return (
-        '<svg class="track" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-hidden="true">'
-        f'<rect class="{kind}" x="{x:.2f}" y="0" width="{width:.2f}" height="10"/></svg>'
-    )
-
-
-def _bytes(journal: RunJournal) -> str:
-    published = _result(journal, "upload_model")
-    size = float(published.get("size_bytes") or 0)
-    if not size:
-        return ""
-    steps = ("pull_model", "convert_weights", "upload_model")
-    moved = {TITLES[name]: float(_result(journal, name).get("moved_bytes") or 0) for name in steps}
-    top = max(size, *moved.values())
-    rows = [_amount("In the model", size, top, "plain")]
-    rows += [_amount(f"Moved by {name.lower()}", count, top, "good") for name, count in moved.items()]
-    return _section("Bytes moved", f'<div class="bars">{"".join(rows)}</div>')
-
-
-def _amount(name: str, count: float, top: float, kind: str) -> str:
-    return (
-        f'<div class="row"><span class="name">{escape(name)}</span>{_bar(kind, 0, count / top)}'
-        f'<span class="value">{format_bytes(count)}</span></div>'
-    )
-
-
-def _start(journal: RunJournal) -> str:
-    phases = _result(journal, "deploy_server").get("phases") or []
-    if not phases:
-        return ""
-    total = sum(float(phase["seconds"]) for phase in phases) or 1.0
-    rows, offset = [], 0.0
-    for phase in phases:
-        seconds = float(phase["seconds"])
-        rows.append(
-            f'<div class="row"><span class="name">{escape(str(phase["name"]))}</span>'
-            f"{_bar('good', offset / total, seconds / total)}"
-            f'<span class="value">{format_seconds(seconds)}</span></div>'
-        )
-        offset += seconds
-    return _section(
-        f"Cold start, {format_seconds(total)}", f'<div class="bars">{"".join(rows)}</div>{_streamer(journal)}'
-    )
-
-
-def _streamer(journal: RunJournal) -> str:
-    figures = _result(journal, "deploy_server").get("streamer") or {}
-    if not figures:
-        return ""
-    size, seconds = float(figures.get("bytes") or 0), float(figures.get("seconds") or 0)
-    read = f"{format_bytes(size)} in {format_seconds(seconds)}" if size else f"the weights in {format_seconds(seconds)}"
-    return f"<p>The streamer read {read}.</p>"
-
-
-def _caches(journal: RunJournal) -> str:
-    zones = _result(journal, "enable_cache").get("zones") or []
-    if not zones:
-        return ""
-    return _section("Anywhere Cache", _definitions({zone["zone"]: zone.get("state", "") for zone in zones}))
-
-
-def _answers(journal: RunJournal) -> str:
-    smoke = _result(journal, "smoke_test")
-    if not smoke:
-        return ""
-    rows = []
-    for check in smoke.get("checks") or []:
-        mark = "good" if check.get("ok") else "bad"
-        rows.append(
-            f'<tr class="{mark}"><th scope="row">{escape(str(check.get("name", "")))}</th>'
-            f"<td>{escape(str(check.get('expected', '')))}</td><td>{escape(str(check.get('found', '')))}</td></tr>"
-        )
-    table = (
-        '<div class="scroll"><table><thead><tr><th>Check</th><th>Expected</th><th>Found</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-    asked = "".join(
-        f"<blockquote><p>{escape(str(answer.get('prompt', '')))}{' (streamed)' if answer.get('streamed') else ''}</p>"
-        f"<p><strong>{escape(str(answer.get('text', '')))}</strong></p></blockquote>"
-        for answer in smoke.get("answers") or []
-        if isinstance(answer, dict)
-    )
-    metrics = {key: f"{float(value):.3f}" for key, value in (smoke.get("metrics") or {}).items()}
-    return _section("Smoke test", asked + table + (_definitions(metrics) if metrics else ""))
+def _footer(journal: RunJournal) -> str:
+    began = min((record.started for record in journal.records), default="")
+    since = f", began {began[:19].replace('T', ' ')} UTC" if began[:4].isdigit() else ""
+    told = paragraph(f"Run {journal.name or 'without a name'}{since}. Journal: {journal.run_uri or 'none'}")
+    return f"<footer>{told}</footer>"

@@ -133,6 +133,7 @@ class _Test:
     answers: list[Answer] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
     hopeless: bool = False
     _models: list[dict[str, Any]] = field(default_factory=list)
     _has_chat: bool = True
@@ -147,6 +148,7 @@ class _Test:
             answers=tuple(self.answers),
             metrics=dict(self.metrics),
             notes=tuple(self.notes),
+            latencies_seconds=tuple(self.latencies),
         )
 
     def check_model(self) -> None:
@@ -253,6 +255,7 @@ class _Test:
     def _measure(self, seconds: list[float], whole: float) -> None:
         if not seconds:
             return
+        self.latencies = [round(value, 4) for value in seconds]
         cuts = quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else seconds * 19
         self.metrics |= {
             "load_requests": float(len(seconds)),

@@ -61,6 +61,7 @@ class SmokeReport:
         answers: Everything that was answered.
         metrics: Seconds, tokens and rates, by name.
         notes: What a reader should know, such as a missing chat template.
+        latencies_seconds: How long each request of the small load took, in the order they were asked.
     """
 
     served_model_name: str
@@ -71,6 +72,7 @@ class SmokeReport:
     answers: tuple[Answer, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    latencies_seconds: tuple[float, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -1,0 +1,45 @@
+"""The end of a run: its page is made and kept, whatever the run has left behind."""
+
+import logging
+
+from streamway import storage
+from streamway.errors import StreamwayError
+from streamway.report.history import earlier_starts, remember_start
+from streamway.report.journal import RunJournal
+from streamway.report.page import render_page
+
+logger = logging.getLogger("streamway.report")
+
+
+def finish_run(run_uri: str, *, state: str, message: str = "") -> str:
+    """Make the page of a run, keep it beside the journal, and remember how the server started.
+
+    Nothing that is missing or broken keeps the page from being made; a bucket that cannot be written costs only the
+    copy there.
+
+    Args:
+        run_uri: Where the run keeps its journal.
+        state: How the pipeline ended, in the runner's word, such as SUCCEEDED.
+        message: What the runner itself says of a failure.
+
+    Returns:
+        A complete HTML document.
+    """
+    journal = _load(run_uri)
+    earlier = earlier_starts(journal)
+    if state == "SUCCEEDED" and journal.failed is None:
+        remember_start(journal)
+    page = render_page(journal, state=state, message=message, earlier=earlier)
+    try:
+        storage.write_file(storage.join(run_uri, "report.html"), page.encode())
+    except (StreamwayError, OSError) as error:
+        logger.warning("the report could not be kept beside the journal: %s", str(error).splitlines()[0])
+    return page
+
+
+def _load(run_uri: str) -> RunJournal:
+    try:
+        return RunJournal.load(run_uri)
+    except (StreamwayError, OSError) as error:
+        logger.warning("the journal of the run cannot be read: %s", str(error).splitlines()[0])
+        return RunJournal(run_uri=run_uri, records=())
