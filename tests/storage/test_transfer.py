@@ -93,7 +93,7 @@ def test_nothing_to_write_is_written() -> None:
 )
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_row_of_segments_is_written_in_order(lengths: list[tuple[str, int]], part: int) -> None:
-    from streamway.storage.transfer import SegmentedSource
+    from streamway.storage.rows import SegmentedSource
 
     source = MemoryReader(os.urandom(1000))
     segments: list[Segment] = []
@@ -115,13 +115,27 @@ def test_any_row_of_segments_is_written_in_order(lengths: list[tuple[str, int]],
 
 
 def test_neighbours_in_one_source_are_one_read() -> None:
-    from streamway.storage.transfer import SegmentedSource
+    from streamway.storage.rows import SegmentedSource
 
     reads: list[int] = []
     source = MemoryReader(bytes(1000), before_read=reads.append)
     row = [Extent(reader=source, offset_bytes=10 * n, length_bytes=10) for n in range(20)]
     SegmentedSource(FilePlan(uri="unused", segments=[b"head", *row])).fill(0, memoryview(bytearray(204)))
     assert reads == [0]
+
+
+def test_what_lies_close_together_is_one_read_over_a_network() -> None:
+    from streamway.storage.rows import SegmentedSource
+
+    reads: list[int] = []
+    data = os.urandom(9_000_000)
+    source = MemoryReader(data, before_read=reads.append)
+    spans = [(0, 100), (200, 50), (1000, 3000), (100_000, 10), (100_010, 5_000_000), (8_000_000, 10), (7_000_000, 10)]
+    row = [Extent(reader=source, offset_bytes=start, length_bytes=length) for start, length in spans]
+    found = bytearray(sum(length for _, length in spans))
+    SegmentedSource(FilePlan(uri="unused", segments=row)).fill(0, memoryview(found))
+    assert found == b"".join(data[start : start + length] for start, length in spans)
+    assert reads == [0, 100_000, 8_000_000, 7_000_000]
 
 
 def test_a_computed_segment_of_the_wrong_length_is_refused(tmp_path: Path) -> None:

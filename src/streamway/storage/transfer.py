@@ -9,18 +9,16 @@ import logging
 import os
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from streamway.errors import ChecksumError, TransferError
 from streamway.storage.addresses import is_gs
 from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, CloudStorage, cloud_storage
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.http import Patience
-from streamway.storage.readers import VersionedReader
-from streamway.storage.segments import ByteReader, Computed, Extent, FilePlan, Progress, WrittenFile, segment_length
+from streamway.storage.rows import SegmentedSource
+from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
 from streamway.storage.target_local import LocalTarget
 from streamway.storage.target_objects import SmallObjectTarget, UploadTarget
 from streamway.storage.targets import Target
@@ -335,54 +333,3 @@ class _ProgressReport:
     def end(self) -> None:
         if self._on_progress:
             self._on_progress(self._total_bytes, self._total_bytes)
-
-
-class SegmentedSource:
-    """The bytes of a plan by offset, whatever segments they lie in."""
-
-    def __init__(self, plan: FilePlan) -> None:
-        self._segments = plan.segments
-        self._ends = list(accumulate(segment_length(segment) for segment in plan.segments))
-
-    def fill(self, offset: int, view: memoryview) -> None:
-        """Fill `view` with the file's bytes from `offset`, merging neighbours in one source into one read."""
-        index = bisect_right(self._ends, offset)
-        filled = 0
-        pending: tuple[ByteReader, int, int, int] | None = None  # reader, offset there, offset in view, length
-        while filled < len(view):
-            segment = self._segments[index]
-            inside = offset + filled - (self._ends[index] - segment_length(segment))
-            length = min(segment_length(segment) - inside, len(view) - filled)
-            if isinstance(segment, Extent) and length:
-                start = segment.offset_bytes + inside
-                if pending and pending[0] is segment.reader and pending[1] + pending[3] == start:
-                    pending = (*pending[:3], pending[3] + length)
-                else:
-                    _read(pending, view)
-                    pending = (segment.reader, start, filled, length)
-            elif not isinstance(segment, Extent):
-                data = _made(segment) if isinstance(segment, Computed) else segment
-                view[filled : filled + length] = memoryview(data)[inside : inside + length]
-            filled += length
-            index += 1
-        _read(pending, view)
-
-
-def _made(segment: Computed) -> bytes:
-    data = segment.make()
-    if len(data) != segment.length_bytes:
-        raise TransferError(f"A computed segment is {len(data)} bytes long, {segment.length_bytes} were promised.")
-    return data
-
-
-def _read(pending: tuple[ByteReader, int, int, int] | None, view: memoryview) -> None:
-    if pending is None:
-        return
-    reader, start, at, length = pending
-    if isinstance(reader, VersionedReader):
-        reader.read_into(start, view[at : at + length])
-        return
-    data = reader.read(start, length)
-    if len(data) != length:
-        raise TransferError(f"{reader.uri}: asked for {length} bytes at {start}, got {len(data)}.")
-    view[at : at + length] = data
