@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_state_file_names_everything_a_client_needs(own: RunningCluster) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_behind(own: RunningCluster, number: int) -> None:
-    mark = f"mark-{own.folder.name}"
+    mark = f"mark-{uuid.uuid4()}"
     start_stubborn_pod(own, mark)
     own.stop(number)
     wait_until(lambda: processes_with(mark) == [], 10)
@@ -75,10 +76,10 @@ def test_restart_remembers_and_starts_containers_again(own: RunningCluster) -> N
     own.kubectl("rollout", "status", "deploy/web", "--timeout=20s")
     name = own.get("/api/v1/namespaces/default/pods")["items"][0]["metadata"]["name"]
     version = int(own.get("/api/v1/pods")["metadata"]["resourceVersion"])
-    token = own.kubeconfig["users"][0]["user"]["token"]
+    token, url = own.kubeconfig["users"][0]["user"]["token"], own.state["url"]
     own.stop()
     own.start()
-    assert own.kubeconfig["users"][0]["user"]["token"] == token
+    assert (own.kubeconfig["users"][0]["user"]["token"], own.state["url"]) == (token, url)
     pod = own.wait_pod("default", name, is_ready)
     status = pod["status"]["containerStatuses"][0]
     assert (status["restartCount"], status["lastState"]["terminated"]["exitCode"]) == (1, 255)

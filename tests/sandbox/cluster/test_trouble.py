@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import requests
 
 from tests.sandbox.cluster.conftest import RunningCluster, deployment_manifest, is_ready, pod_manifest, wait_until
 
@@ -177,6 +178,14 @@ def test_unknown_service_account_is_named(cluster: RunningCluster, namespace: st
         f'error looking up service account {namespace}/none: serviceaccount "none" not found'
         in response.text.replace("\\", "")
     )
+
+
+def test_outage_breaks_connections_and_passes(cluster: RunningCluster) -> None:
+    cluster.knob("outage", {"seconds": 60})
+    with pytest.raises(requests.ConnectionError):
+        cluster.request("GET", "/api/v1/nodes")
+    cluster.knob("faults", method="DELETE")
+    assert cluster.request("GET", "/api/v1/nodes").ok
 
 
 def test_unknown_knobs_and_values_are_refused(cluster: RunningCluster) -> None:

@@ -1,6 +1,7 @@
 """The cluster as a process: everything put together, served, and taken down again."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -86,7 +87,7 @@ class Cluster:
         """Serve, and then say so in the state file."""
         options = self._options
         credentials = load_credentials(options.folder / "keys")
-        listener = socket.create_server(("127.0.0.1", options.port))
+        listener = _listen(options)
         port: int = listener.getsockname()[1]
         kubelet = Kubelet(self._registry, options.node, ImageTable(options.images), options.folder, ("127.0.0.1", port))
         self._kubelet = kubelet
@@ -136,6 +137,17 @@ class Cluster:
         if self._runner is not None:
             await self._runner.cleanup()
         self._store.close()
+
+
+def _listen(options: ClusterOptions) -> socket.socket:
+    """Take the wanted port, or the one of the last time, so that a kubeconfig outlives a restart."""
+    last = options.folder / "port"
+    if not options.port and last.exists():
+        with contextlib.suppress(OSError):
+            return socket.create_server(("127.0.0.1", int(last.read_text())))
+    listener = socket.create_server(("127.0.0.1", options.port))
+    last.write_text(str(listener.getsockname()[1]))
+    return listener
 
 
 async def run_cluster(options: ClusterOptions) -> None:

@@ -3,6 +3,7 @@
 Nothing here is asked by a client of the cluster; the API answers as a real one does in that situation.
 """
 
+import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -59,17 +60,24 @@ class Faults:
         denials: Admission webhooks that refuse.
         prohibitions: Permissions that are missing.
         proxy_refusals: Service proxy requests still to be answered with 503.
+        outage_until: Until when, on time.monotonic(), the API server breaks every connection.
     """
 
     denials: list[Denial] = field(default_factory=list)
     prohibitions: list[Prohibition] = field(default_factory=list)
     proxy_refusals: int = 0
+    outage_until: float = 0.0
+
+    @property
+    def is_out(self) -> bool:
+        return time.monotonic() < self.outage_until
 
     def clear(self) -> None:
         """Let everything go well again."""
         self.denials.clear()
         self.prohibitions.clear()
         self.proxy_refusals = 0
+        self.outage_until = 0.0
 
     def check_admission(self, kind: Kind, namespace: str, operation: str) -> None:
         """Ask the webhooks.

@@ -46,6 +46,7 @@ class Front:
         self._access = access
         self._runtime = runtime
         self._knobs = knobs
+        self._faults = registry.faults
         self._resources = Resources(registry, watches, access)
         self._proxy = Proxy(registry, runtime)
 
@@ -67,6 +68,8 @@ class Front:
         if path.startswith("/sandbox/"):
             self._access.check(user, Attributes(verb=request.method.lower(), path=path))
             return await self._knobs.answer(request)
+        if self._faults.is_out and request.transport is not None:
+            request.transport.abort()
         watch = request.query.get("watch") in ("1", "true", "True")
         target = read_target(request.method, path, watch=watch)
         if target is None:

@@ -5,6 +5,7 @@ DELETE /sandbox/faults                         let everything go well again
 POST   /sandbox/denials        {message, ...}  an admission webhook that refuses (see faults.Denial)
 POST   /sandbox/prohibitions   {verb, ...}     a missing permission (see faults.Prohibition)
 POST   /sandbox/proxy-refusals {count}         the service proxy answers 503 so many times
+POST   /sandbox/outage         {seconds}       the API server breaks every connection for a while
 POST   /sandbox/watches/drop                   break every open watch connection
 POST   /sandbox/watches/expire                 end every watch with 410 and forget the history
 POST   /sandbox/nodes          {count, gpus, zone}  how many nodes there are, and each one's accelerators
@@ -16,6 +17,7 @@ POST   /sandbox/node-settings  {...}           see node.settings.NodeSettings
 
 import dataclasses
 import json
+import time
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -90,6 +92,9 @@ class Knobs:
             self._faults.prohibitions.append(read_prohibition(body))
         elif path == "proxy-refusals":
             self._faults.proxy_refusals = int(body["count"])
+        elif path == "outage":
+            self._faults.outage_until = time.monotonic() + float(body["seconds"])
+            return {"ended": self._watches.end_all()}
         elif path == "watches/drop":
             return {"ended": self._watches.end_all()}
         elif path == "watches/expire":
