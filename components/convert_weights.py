@@ -44,7 +44,7 @@ def convert_weights(
         converted = room.convert_weights(
             snapshot_uri=snapshot.uri,
             weights_uri=layout.weights_uri,
-            memory_bytes=memory_mib << 20,
+            memory_bytes=int(memory_mib) << 20,
             on_progress=step.progress,
         )
         step.keep(converted)

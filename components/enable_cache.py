@@ -40,7 +40,7 @@ def enable_cache(
             ttl_seconds=int(ttl_hours * 3600),
             wait=wait,
             timeout_seconds=timeout_seconds,
-            size_bytes=size_bytes,
+            size_bytes=int(size_bytes),
         )
         step.keep(enabled)
     return ({zone.zone: zone.state for zone in enabled.zones},)

@@ -47,7 +47,7 @@ def promote_release(
             source_root=source_root,
             release_root=release_root,
             requires=requires,
-            memory_bytes=memory_mib << 20,
+            memory_bytes=int(memory_mib) << 20,
             on_progress=step.progress,
         )
         step.keep(promoted)

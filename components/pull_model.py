@@ -52,7 +52,7 @@ def pull_model(
             token=hub.read_token(token_secret),
             allowed_licences=allowed_licences,
             allow_remote_code=allow_remote_code,
-            memory_bytes=memory_mib << 20,
+            memory_bytes=int(memory_mib) << 20,
             on_progress=step.progress,
         )
         step.keep(pulled)

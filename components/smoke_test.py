@@ -57,7 +57,7 @@ def smoke_test(
                 namespace=namespace,
                 revision=revision,
                 service=service,
-                port=port,
+                port=int(port),
                 served_model_name=served_model_name,
                 commit_sha=commit_sha,
                 cluster=cluster,

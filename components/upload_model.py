@@ -37,7 +37,7 @@ def upload_model(
         published = storage.upload_model(
             weights_uri=weights.uri,
             release_root=release_root,
-            memory_bytes=memory_mib << 20,
+            memory_bytes=int(memory_mib) << 20,
             on_progress=step.progress,
         )
         step.keep(published)
