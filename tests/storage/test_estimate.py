@@ -22,8 +22,8 @@ def test_800_gb_in_200_files_fit_into_512_mib_and_all_limits() -> None:
     assert estimate.parts == 200 * -(-4 * GB // estimate.part_bytes) == 24_000
     assert estimate.memory_bytes <= 256 * MIB
     assert estimate.hub_requests == 24_200
-    # Parts, a save after each but the last, and five requests around them.
-    assert estimate.class_a_requests == 24_000 + 23_800 + 5 * 200
+    # Parts, a save after each but the last, and four requests around them.
+    assert estimate.class_a_requests == 24_000 + 23_800 + 4 * 200
     # The Hub lets an anonymous address ask 3 000 times in five minutes for files; finding them is 200 of those.
     assert len([4 * GB] * 200) < 3_000
 

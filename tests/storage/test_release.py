@@ -242,3 +242,13 @@ def test_staging_that_may_not_be_deleted_is_no_failure(
     release = storage.upload_model(weights_uri=weights_uri, release_root=bucket_uri)
     assert not release.already_published
     assert "stays in the bucket" in caplog.text
+
+
+def test_uploads_that_nobody_finishes_are_cleared_away_by_publication(bucket_uri: str, cloud: Any) -> None:
+    from streamway.storage.addresses import parse_gs
+    from streamway.storage.cloud import cloud_storage
+
+    weights_uri = prepare(bucket_uri, FILES)
+    cloud_storage().start_upload(parse_gs(f"{weights_uri}/model.safetensors"), {})
+    storage.upload_model(weights_uri=weights_uri, release_root=bucket_uri)
+    assert cloud_storage().list_uploads(parse_gs(f"{bucket_uri}/")) == []

@@ -1,12 +1,13 @@
 """Whatever Cloud Storage does, a transfer ends in the right bytes or in a clear error, within its patience."""
 
 import hashlib
+import threading
 from typing import Any
 
 import pytest
 
 from streamway import storage
-from streamway.errors import StalledError, StorageAccessError, TransferError
+from streamway.errors import ChecksumError, StalledError, StorageAccessError, StorageError, TransferError
 from streamway.storage import Patience
 from streamway.storage.segments import Extent, FilePlan
 
@@ -84,7 +85,7 @@ def test_wrong_bytes_from_a_bucket_are_noticed_where_a_hash_was_promised(
     cloud.arm("corrupt", after_bytes=77, method="GET", path="/download/*")
     extent = Extent(reader=reader, offset_bytes=0, length_bytes=reader.size_bytes)
     plan = FilePlan(uri=str(tmp_path / "copy"), segments=(extent,), sha256=hashlib.sha256(payload).hexdigest())
-    with pytest.raises(storage_checksum_error()):
+    with pytest.raises(ChecksumError):
         storage.write_files([plan], memory_bytes=2 * PART, workers=2)
     assert not (tmp_path / "copy").exists()
     storage.write_files([plan], memory_bytes=2 * PART, workers=2)
@@ -144,11 +145,41 @@ def _abort_everything(bucket_uri: str) -> None:
     address = parse_gs(f"{bucket_uri}/file")
     uploads = cloud_storage().list_uploads(address)
     assert uploads
-    for upload_id in uploads:
-        cloud_storage().abort_upload(address, upload_id)
+    for pending, upload_id in uploads:
+        cloud_storage().abort_upload(pending, upload_id)
 
 
-def storage_checksum_error() -> type[Exception]:
-    from streamway.errors import ChecksumError
+def test_an_upload_that_another_run_ends_is_said_plainly(
+    cloud: Any, bucket_uri: str, payload: bytes, hurried: Patience
+) -> None:
+    ended = threading.Event()
 
-    return ChecksumError
+    def end_it(done: int, total: int) -> None:
+        if not ended.is_set():
+            ended.set()
+            _abort_everything(bucket_uri)
+
+    plan = FilePlan(uri=f"{bucket_uri}/file", segments=(payload,), sha256=hashlib.sha256(payload).hexdigest())
+    with pytest.raises(StorageError, match="another run of the same model") as caught:
+        storage.write_files([plan], memory_bytes=PART, workers=1, patience=hurried, on_progress=end_it)
+    assert caught.value.next_step
+    write(f"{bucket_uri}/file", payload, hurried)
+    check(f"{bucket_uri}/file", payload)
+
+
+def test_two_runs_at_once_do_not_end_each_other(cloud: Any, bucket_uri: str, payload: bytes, hurried: Patience) -> None:
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            write(f"{bucket_uri}/file", payload, hurried)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    check(f"{bucket_uri}/file", payload)

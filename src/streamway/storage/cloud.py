@@ -110,14 +110,14 @@ class CloudStorage:
     def ask_bucket(self, bucket: str, question: str = "") -> dict[str, Any]:
         """Return what the JSON API says of a bucket, or of a part of it such as `/iam/testPermissions?...`."""
         url = f"{self.endpoint}/storage/v1/b/{bucket}{question}"
-        found: dict[str, Any] = json.loads(self._json("GET", url, ObjectAddress(bucket, "")).body)
+        found: dict[str, Any] = json.loads(self._send("GET", url, ObjectAddress(bucket, "")).body)
         return found
 
     # Objects
 
     def stat(self, address: ObjectAddress) -> StoredObject | None:
         """Describe an object; None where there is none."""
-        answer = self._json("GET", self._object_url(address), address, allowed=(404,))
+        answer = self._send("GET", self._object_url(address), address, allowed=(404,))
         if answer.status == 404:
             return None
         return self._stored(address.bucket, json.loads(answer.body))
@@ -130,7 +130,7 @@ class CloudStorage:
             query |= {"pageToken": token} if token else {}
             query |= {"delimiter": delimiter} if delimiter else {}
             url = f"{self.endpoint}/storage/v1/b/{address.bucket}/o?{urllib.parse.urlencode(query)}"
-            page = json.loads(self._json("GET", url, address).body)
+            page = json.loads(self._send("GET", url, address).body)
             for item in page.get("items", ()):
                 yield self._stored(address.bucket, item)
             token = page.get("nextPageToken", "")
@@ -149,6 +149,12 @@ class CloudStorage:
                 persistence.gained()
             except RetryableError as retry:
                 persistence.failed(retry)
+
+    def read(self, stored: StoredObject) -> bytes:
+        """Return a small object whole."""
+        data = bytearray(stored.size_bytes)
+        self.read_into(stored, 0, memoryview(data))
+        return bytes(data)
 
     def _read_once(self, stored: StoredObject, url: str, offset: int, view: memoryview) -> int:
         headers = {"Range": f"bytes={offset}-{offset + len(view) - 1}", **self._authorization()}
@@ -193,7 +199,7 @@ class CloudStorage:
             "Content-Type": f"multipart/related; boundary={boundary}",
             "Content-Length": str(len(head) + size + len(tail)),
         }
-        answer = self._json(
+        answer = self._send(
             "POST", url, address, headers=headers, body=lambda: _sliced([head, *pieces, tail]), allowed=(412,)
         )
         if answer.status == 412:
@@ -218,7 +224,7 @@ class CloudStorage:
 
     def delete(self, address: ObjectAddress) -> bool:
         """Delete an object; tell whether there was one."""
-        return self._json("DELETE", self._object_url(address), address, allowed=(404,)).status != 404
+        return self._send("DELETE", self._object_url(address), address, allowed=(404,)).status != 404
 
     def rewrite(
         self, source: StoredObject, target: ObjectAddress, *, metadata: Mapping[str, str], if_generation: int | None
@@ -237,7 +243,7 @@ class CloudStorage:
         headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
         while True:
             url = f"{base}?{urllib.parse.urlencode(query)}"
-            answer = self._json("POST", url, source.address, headers=headers, body=lambda: [content], allowed=(412,))
+            answer = self._send("POST", url, source.address, headers=headers, body=lambda: [content], allowed=(412,))
             if answer.status == 412:
                 size, checksum = source.size_bytes, source.crc32c or 0
                 return self._own_write(target, size, checksum, metadata, if_generation)
@@ -254,7 +260,7 @@ class CloudStorage:
         """Begin a multipart upload and return its id."""
         headers = {f"x-goog-meta-{name}": value for name, value in metadata.items()}
         headers |= {"Content-Type": "application/octet-stream", "Content-Length": "0"}
-        answer = self._xml("POST", self._xml_url(address, "uploads"), address, headers=headers)
+        answer = self._send("POST", self._xml_url(address, "uploads"), address, headers=headers)
         return _text(_parse_xml(answer, address), "UploadId")
 
     def upload_part(
@@ -264,7 +270,7 @@ class CloudStorage:
         query = f"partNumber={number}&uploadId={urllib.parse.quote(upload_id, safe='')}"
         headers = {"Content-Length": str(len(view)), "x-goog-hash": f"crc32c={encode_crc32c(checksum)}"}
         url = self._xml_url(address, query)
-        answer = self._xml("PUT", url, address, headers=headers, body=lambda: _sliced([view]))
+        answer = self._send("PUT", url, address, headers=headers, body=lambda: _sliced([view]))
         told = _header_crc32c(answer.headers)
         if told is not None and told != checksum:
             raise ChecksumError(
@@ -280,7 +286,7 @@ class CloudStorage:
         marker = 0
         while True:
             query = f"uploadId={urllib.parse.quote(upload_id, safe='')}&max-parts=1000&part-number-marker={marker}"
-            answer = self._xml("GET", self._xml_url(address, query), address, allowed=(404,))
+            answer = self._send("GET", self._xml_url(address, query), address, allowed=(404,))
             if answer.status == 404:
                 return None
             root = _parse_xml(answer, address)
@@ -296,14 +302,12 @@ class CloudStorage:
                 return parts
             marker = int(following)
 
-    def list_uploads(self, address: ObjectAddress) -> list[str]:
-        """Return the ids of the pending uploads for exactly this key."""
-        query = f"uploads&prefix={urllib.parse.quote(address.key, safe='')}"
-        answer = self._xml("GET", f"{self.endpoint}/{address.bucket}?{query}", address, allowed=(403,))
-        if answer.status == 403:
-            return []
-        uploads = _parse_xml(answer, address).findall("{*}Upload")
-        return [_text(upload, "UploadId") for upload in uploads if _text(upload, "Key") == address.key]
+    def list_uploads(self, prefix: ObjectAddress) -> list[tuple[ObjectAddress, str]]:
+        """Return key and id of the pending uploads whose key starts with the prefix's, at most 1000."""
+        query = f"uploads&prefix={urllib.parse.quote(prefix.key, safe='')}"
+        answer = self._send("GET", f"{self.endpoint}/{prefix.bucket}?{query}", prefix)
+        uploads = _parse_xml(answer, prefix).findall("{*}Upload")
+        return [(ObjectAddress(prefix.bucket, _text(one, "Key")), _text(one, "UploadId")) for one in uploads]
 
     def complete_upload(
         self, address: ObjectAddress, upload_id: str, parts: Iterable[UploadedPart], *, size_bytes: int, checksum: int
@@ -318,7 +322,7 @@ class CloudStorage:
         headers = {"Content-Type": "application/xml", "Content-Length": str(len(content))}
         url = self._xml_url(address, f"uploadId={urllib.parse.quote(upload_id, safe='')}")
         # A repeated request finds the upload gone if the first one succeeded and its answer was lost.
-        self._xml("POST", url, address, headers=headers, body=lambda: [content], allowed=(404,))
+        self._send("POST", url, address, headers=headers, body=lambda: [content], allowed=(404,))
         stored = self.stat(address)
         if stored is None:
             raise StorageError(
@@ -331,7 +335,7 @@ class CloudStorage:
     def abort_upload(self, address: ObjectAddress, upload_id: str) -> None:
         """Throw a pending upload away."""
         url = self._xml_url(address, f"uploadId={urllib.parse.quote(upload_id, safe='')}")
-        self._xml("DELETE", url, address, allowed=(403, 404))
+        self._send("DELETE", url, address, allowed=(403, 404))
 
     # Requests
 
@@ -346,12 +350,6 @@ class CloudStorage:
             "The object was deleted.",
             next_step="Run again; if it happens again, suspect the network or this machine's memory.",
         )
-
-    def _json(self, method: str, url: str, address: ObjectAddress, **more: Any) -> Answer:
-        return self._send(method, url, address, **more)
-
-    def _xml(self, method: str, url: str, address: ObjectAddress, **more: Any) -> Answer:
-        return self._send(method, url, address, **more)
 
     def _send(
         self,
@@ -383,10 +381,20 @@ class CloudStorage:
     def _refusal(self, answer: Answer, address: ObjectAddress) -> StorageError:
         """Turn a refusal into words."""
         said = _reason(answer)
-        if answer.status in (401, 403):
+        if answer.status == 401:
+            return StorageAccessError(
+                f"{address}: Cloud Storage does not accept the credentials: {said}",
+                next_step="Run `gcloud auth application-default login`, or look at the worker's service account.",
+            )
+        if answer.status == 403:
             return StorageAccessError(
                 f"{address}: Cloud Storage answers {answer.status}: {said}",
                 next_step="Grant this account roles/storage.objectUser on the bucket, then run again.",
+            )
+        if b"NoSuchUpload" in answer.body:
+            return StorageError(
+                f"{address}: the multipart upload is gone; another run of the same model has finished or restarted it.",
+                next_step="Run again; what is complete by then is not moved.",
             )
         if answer.status == 404:
             return BucketNotFoundError(

@@ -53,9 +53,9 @@ def estimate_transfer(
     parts = [max(1, -(-size // part_bytes)) for size in sizes]
     large = [count for count in parts if count > 1]
     small_count = len(parts) - len(large)
-    # For a large file: list saved progress before and after, list pending uploads, begin, complete; every part, and
-    # after every part but the last its saved progress.
-    class_a = small_count + sum(5 + count + count - 1 for count in large)
+    # For a large file: list saved progress before and after, begin, complete; every part, and after every part but the
+    # last its saved progress.
+    class_a = small_count + sum(4 + count + count - 1 for count in large)
     return TransferEstimate(
         part_bytes=part_bytes,
         parts=sum(parts),

@@ -73,17 +73,11 @@ def find_release(release_uri: str) -> Release | None:
 
 def find_published_files(layout: ModelLayout) -> dict[str, RecordedFile]:
     """Return the files of a model's other releases under the same root, by sha256."""
+    others = [uri for uri in _manifest_uris(layout.model_uri)[:_MANIFESTS_READ] if uri != layout.manifest_uri]
     found: dict[str, RecordedFile] = {}
-    for manifest_uri in _manifest_uris(layout.model_uri)[:_MANIFESTS_READ]:
+    for manifest_uri, manifest in zip(others, map_at_once(_read_if_possible, others), strict=True):
         release_uri = manifest_uri.removesuffix(MANIFEST_SUFFIX)
-        if release_uri == layout.release_uri.rstrip("/"):
-            continue
-        try:
-            manifest = Manifest.from_json(read_file(manifest_uri, max_bytes=MAX_BYTES), uri=manifest_uri)
-        except StorageError as error:
-            log.warning("%s is passed over when looking for files to reuse: %s", manifest_uri, error.problem)
-            continue
-        for file in manifest.files:
+        for file in manifest.files if manifest else ():
             found.setdefault(
                 file.sha256,
                 RecordedFile(
@@ -95,6 +89,14 @@ def find_published_files(layout: ModelLayout) -> dict[str, RecordedFile]:
                 ),
             )
     return found
+
+
+def _read_if_possible(manifest_uri: str) -> Manifest | None:
+    try:
+        return Manifest.from_json(read_file(manifest_uri, max_bytes=MAX_BYTES), uri=manifest_uri)
+    except StorageError as error:
+        log.warning("%s is passed over when looking for files to reuse: %s", manifest_uri, error.problem)
+        return None
 
 
 def _manifest_uris(model_uri: str) -> list[str]:
@@ -414,9 +416,11 @@ def remove_staging(layout: ModelLayout) -> None:
     if not is_gs(layout.staging_uri):
         shutil.rmtree(local_path(layout.staging_uri), ignore_errors=True)
         return
-    address = parse_gs(layout.staging_uri)
+    address, cloud = parse_gs(layout.staging_uri), cloud_storage()
     try:
-        delete_files([str(stored.address) for stored in cloud_storage().list_objects(address)])
+        delete_files([str(stored.address) for stored in cloud.list_objects(address)])
+        for pending, upload_id in cloud.list_uploads(address):
+            cloud.abort_upload(pending, upload_id)
     except StorageAccessError as error:
         log.warning("%s stays in the bucket: %s", layout.staging_uri, error.problem)
 

@@ -10,7 +10,7 @@ import json
 import logging
 from typing import Any
 
-from streamway.errors import StorageAccessError, StorageError
+from streamway.errors import SourceChangedError, StorageAccessError, StorageError
 from streamway.storage.addresses import ObjectAddress, parse_gs
 from streamway.storage.cloud import CloudStorage, UploadedPart
 from streamway.storage.digests import Checksums, crc32c
@@ -108,33 +108,32 @@ class UploadTarget(_ObjectTarget):
         self._saving = True
 
     def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
-        noted = self._newest_save(most_part_bytes)
-        pending = self._cloud.list_uploads(self._address)
-        position = self._resume(noted) if noted else None
-        for upload_id in pending:
-            if upload_id != self._upload_id:
-                self._cloud.abort_upload(self._address, upload_id)
-        if position:
-            return position
+        saves = self._read_saves()
+        for noted in saves:
+            if position := self._resume(noted, most_part_bytes):
+                return position
+        # Uploads that nobody saved may belong to another run of the same commit; publication clears them away.
+        for upload_id in {noted["upload_id"] for noted in saves}:
+            self._cloud.abort_upload(self._address, upload_id)
         self._part_bytes = part_bytes
         self._upload_id = self._cloud.start_upload(self._address, self._metadata(self._plan.sha256))
         return Position(part_bytes=part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
 
-    def _newest_save(self, most_part_bytes: int) -> dict[str, Any] | None:
-        """Return the furthest saved state that belongs to this plan."""
+    def _read_saves(self) -> list[dict[str, Any]]:
+        """Return what was saved, furthest first; what cannot be read was cut off or is of another version."""
         found = []
         for stored in self._cloud.list_objects(ObjectAddress(self._address.bucket, f"{self._aside}.save-")):
-            with contextlib.suppress(StorageError, ValueError):
-                data = bytearray(stored.size_bytes)
-                self._cloud.read_into(stored, 0, memoryview(data))
-                noted = json.loads(data)
-                if noted["plan"] == self._identity and noted["part_bytes"] <= most_part_bytes:
+            with contextlib.suppress(StorageError, SourceChangedError, ValueError):
+                noted = json.loads(self._cloud.read(stored))
+                if noted.keys() == _SAVED:
                     found.append(noted)
-        return max(found, key=lambda noted: int(noted["number"]), default=None)
+        return sorted(found, key=lambda noted: int(noted["number"]), reverse=True)
 
-    def _resume(self, noted: dict[str, Any]) -> Position | None:
-        parts = self._cloud.list_parts(self._address, noted["upload_id"])
+    def _resume(self, noted: dict[str, Any], most_part_bytes: int) -> Position | None:
         number, part_bytes = int(noted["number"]), int(noted["part_bytes"])
+        if noted["plan"] != self._identity or part_bytes > most_part_bytes:
+            return None
+        parts = self._cloud.list_parts(self._address, noted["upload_id"])
         if parts is None or any(parts.get(n + 1, _NO_PART).size_bytes != part_bytes for n in range(number)):
             return None
         checksums = Checksums.resume(noted["sha256_state"], int(noted["crc32c"]), sha256=self._sha256)
@@ -196,9 +195,7 @@ class UploadTarget(_ObjectTarget):
         stored = self._cloud.stat(address)
         if stored is None:
             return None
-        data = bytearray(stored.size_bytes)
-        self._cloud.read_into(stored, 0, memoryview(data))
-        noted = json.loads(data)
+        noted = json.loads(self._cloud.read(stored))
         return noted["sha256"] if (noted["plan"], noted["crc32c"]) == (self._identity, checksum) else None
 
     def discard(self) -> None:
@@ -212,4 +209,5 @@ class UploadTarget(_ObjectTarget):
                 self._cloud.delete(stored.address)
 
 
+_SAVED = {"plan", "part_bytes", "upload_id", "number", "crc32c", "sha256_state"}
 _NO_PART = UploadedPart(number=0, etag="", size_bytes=-1)
