@@ -53,10 +53,11 @@ def pack_kit(pieces: Iterable[bytes], path: Path, *, max_bytes: int) -> PackedKi
     with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as kit:
         for entry in _entries(source):
             count += 1
+            # What a header claims is judged before a byte of it is written.
+            if count > _MAX_FILES or file.tell() + entry.size > max_bytes:
+                raise _too_large(max_bytes)
             kit.addfile(entry, _Body(source, entry.size))
             source.skip(-entry.size % _BLOCK)
-            if count > _MAX_FILES or file.tell() > max_bytes:
-                raise _too_large(max_bytes)
     size = path.stat().st_size
     if size > max_bytes:
         raise _too_large(max_bytes)
@@ -131,7 +132,7 @@ class _Body:
         self._source = source
         self._left = size
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = _COPY_BYTES, /) -> bytes:
         data = self._source.exactly(min(size, self._left))
         self._left -= len(data)
         return data

@@ -80,9 +80,10 @@ def unpack(path: str, folder: str, limit: int) -> int:
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             name = member.name
-            if not member.isreg():
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
                 raise RefusedError(f"{name!r} in it is no plain file")
-            if name.startswith("/") or name != posixpath.normpath(name) or ".." in name.split("/") or "\0" in name:
+            plain = name == posixpath.normpath(name) and name.isprintable() and not name.startswith("/")
+            if not plain or ".." in name.split("/"):
                 raise RefusedError(f"{name!r} in it is no plain name")
             written += member.size
             if written > limit:
