@@ -379,6 +379,7 @@ def test_safetensors_win_over_pickles_and_strays_stay_behind(tmp_path: Path) -> 
     assert set(left) == {file.path for file in list_files(source)} - set(served)
     assert left["pytorch_model.bin"] == "pickled weights beside the ones that are served"
     assert left["consolidated.safetensors"] == "a second set of weights"
+    assert left["original/consolidated.00.pth"] == "original/ holds the model in another form"
 
 
 @pytest.mark.parametrize(

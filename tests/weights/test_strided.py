@@ -136,6 +136,8 @@ MEETING = {
     "another_shape": (cut((10,), (1,), 0), cut((2, 5), (5, 1), 0)),
     "transposed": (cut((5, 5), (5, 1), 0), cut((5, 5), (1, 5), 0)),
     "columns_that_meet": (cut((8, 6), (20, 1), 0), cut((8, 5), (20, 1), 5)),
+    "row_that_wraps_around": (cut((30,), (1,), 0), cut((8, 5), (20, 1), 25)),
+    "same_step_twice": (cut((3, 3), (1, 1), 0), cut((2,), (1,), 3)),
     "row_and_column": (cut((20,), (1,), 20), cut((8, 5), (20, 1), 0)),
 }
 

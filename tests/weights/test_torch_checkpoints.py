@@ -12,6 +12,7 @@ from strategies import state_dicts
 from torch_writer import (
     Call,
     Global,
+    Persistent,
     Raw,
     Storage,
     Tensor,
@@ -209,6 +210,24 @@ def test_legacy_storages_must_be_those_of_the_tensors() -> None:
     data = legacy_bytes({"w": tensor(FOUR, (4,))})
     with pytest.raises(CheckpointError, match="list of storages"):
         opened(data.replace(b"(X\x01\x00\x00\x000e.", b"(X\x01\x00\x00\x001e."))
+
+
+def legacy_view(offset: int, count: int) -> bytes:
+    """A tensor of a view of a storage, as only files from before torch 0.4 have it."""
+    kind, hooks = Global("torch", "FloatStorage"), Call(Global("collections", "OrderedDict"), ())
+    whole = tensor(FOUR, (4,))
+    identifier = ("storage", kind, "0", "cpu", 4, ("view", offset, count))
+    made = (Persistent(identifier), 0, (count,), (1,), False, hooks)
+    return legacy_bytes({"whole": whole, "view": Call(Global("torch._utils", "_rebuild_tensor_v2"), made)})
+
+
+def test_views_of_legacy_storages_are_read() -> None:
+    assert rows(legacy_view(1, 2))["view"] == ("F32", [2], FOUR[4:12])
+
+
+def test_views_behind_legacy_storages_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="a view of storage 0 ends behind it"):
+        opened(legacy_view(3, 2))
 
 
 @pytest.mark.parametrize("count", [5, 2**40, -1])

@@ -126,6 +126,21 @@ def test_entries_that_share_bytes_are_refused() -> None:
         contents(zip_bytes(with_member(members, "data/2", header_offset=at)))
 
 
+def test_padding_cannot_push_data_over_the_next_member() -> None:
+    data = bytearray(zip_bytes(MEMBERS))
+    at = data.find(b"PK\3\4", 4)
+    data[at + 28 : at + 30] = struct.pack("<H", 5000)
+    with pytest.raises(CheckpointError, match="pushes its data over the next member"):
+        contents(bytes(data))
+
+
+def test_one_volume_of_several_is_refused() -> None:
+    data = bytearray(zip_bytes(MEMBERS, zip64=False))
+    data[-18:-16] = struct.pack("<H", 1)
+    with pytest.raises(CheckpointError, match="one volume"):
+        contents(bytes(data))
+
+
 def test_the_same_header_for_two_entries_is_refused() -> None:
     with pytest.raises(CheckpointError, match="overlaps"):
         contents(zip_bytes(with_member(MEMBERS, "data/0", header_offset=0)))

@@ -31,23 +31,15 @@ from streamway.storage.addresses import local_path
 from streamway.storage.digests import crc32c
 from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
 from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
-from streamway.weights.findings import WARNING, raise_first_error
 from streamway.weights.folders import ModelFolder, sort_folder
-from streamway.weights.pickled import plan_pickled
+from streamway.weights.plans import ConversionPlan, plan_conversion
 from streamway.weights.proofs import ProvedTensor, Witness, prove_shard
-from streamway.weights.sets import ReadSet, ReadShard, read_set
 from streamway.weights.shards import (
     DEFAULT_SHARD_BYTES,
-    FORMAT_METADATA,
     INDEX_NAME,
-    SINGLE_NAME,
     Shard,
-    build_index,
-    build_shard,
-    index_json,
 )
 from streamway.weights.sources import ModelSource, SourceFile, read_source, version_of
-from streamway.weights.tensors import row_tensor
 
 log = logging.getLogger("streamway.weights")
 
@@ -150,31 +142,6 @@ def _refuse_own_folder(snapshot_uri: str, weights_uri: str) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What will stand in the result.
-
-    Args:
-        shards: Files to be written.
-        kept: (path in the result, file) of weights that need no change.
-        index: Bytes of a new index, None where none is needed or the source's own is kept.
-        report: Its part of the report.
-        aliases: Dropped name to kept name.
-        tensors: Number of tensors stored.
-        tensor_bytes: Their bytes.
-        converted: Whether the source is pickled.
-    """
-
-    shards: tuple[Shard, ...]
-    kept: tuple[tuple[str, SourceFile], ...]
-    index: bytes | None
-    report: dict[str, Any]
-    aliases: dict[str, str]
-    tensors: int
-    tensor_bytes: int
-    converted: bool
-
-
 class _Work:
     """One conversion: what it was asked, and the steps it takes."""
 
@@ -224,7 +191,7 @@ class _Work:
 
     def run(self) -> ConvertedWeights:
         folder = sort_folder(self.source)
-        plan = self._plan(folder)
+        plan = plan_conversion(self.source, folder, shard_bytes=self.shard_bytes)
         self._refuse_strays(plan)
         written, proved = self._write(plan)
         placed = [self._place_kept(plan, folder)]
@@ -246,65 +213,7 @@ class _Work:
         write_file(join(self.uri, WEIGHTS_RECORD), record.to_json().encode())
         return _from_record(self.uri, record, moved_bytes=moved)
 
-    def _plan(self, folder: ModelFolder) -> _Plan:
-        if folder.weights.form == "pickle":
-            return self._plan_pickled(folder)
-        return self._plan_safetensors(folder)
-
-    def _plan_pickled(self, folder: ModelFolder) -> _Plan:
-        plan = plan_pickled(self.source, folder.weights, shard_bytes=self.shard_bytes)
-        stored = sum(len(shard.tensors) for shard in plan.shards)
-        total = sum(shard.data_bytes for shard in plan.shards)
-        log.info(
-            "Converting %d pickled files with %d tensors (%.2f GiB) into %d safetensors shards.",
-            len(folder.weights.files), plan.source_tensors, total / 2**30, len(plan.shards),
-        )  # fmt: skip
-        return _Plan(
-            shards=plan.shards,
-            kept=(),
-            index=build_index(plan.shards) if len(plan.shards) > 1 else None,
-            report={
-                "format": "torch " + "+".join(sorted(set(plan.forms))),
-                "source_tensors": plan.source_tensors,
-                "stored_twice": list(plan.doubled),
-                "notes": list(plan.notes),
-            },
-            aliases=plan.aliases,
-            tensors=stored,
-            tensor_bytes=total,
-            converted=True,
-        )
-
-    def _plan_safetensors(self, folder: ModelFolder) -> _Plan:
-        found = read_set(self.source, folder.weights)
-        raise_first_error(found.findings)
-        names = {shard.file.path: _served_name(shard.file, found) for shard in found.shards}
-        crooked = [shard for shard in found.shards if shard.header.misaligned]
-        shards = tuple(_realigned(shard, names[shard.file.path]) for shard in crooked)
-        kept = [(names[shard.file.path], shard.file) for shard in found.shards if not shard.header.misaligned]
-        if folder.weights.index:
-            kept.append((folder.weights.index.path, folder.weights.index))
-        log.info(
-            "%d safetensors shards with %d tensors are valid; %d must be written again to align them.",
-            len(found.shards), len(found.entries), len(shards),
-        )  # fmt: skip
-        return _Plan(
-            shards=shards,
-            kept=tuple(kept),
-            index=_missing_index(folder, found),
-            report={
-                "format": "safetensors",
-                "source_tensors": len(found.entries),
-                "stored_twice": [],
-                "notes": [f"{f.subject} {f.message}" for f in found.findings if f.severity == WARNING],
-            },
-            aliases={},
-            tensors=len(found.entries),
-            tensor_bytes=found.data_bytes,
-            converted=False,
-        )
-
-    def _refuse_strays(self, plan: _Plan) -> None:
+    def _refuse_strays(self, plan: ConversionPlan) -> None:
         """Keep what an earlier model left in the target from being served with this one."""
         if not self.copy_unchanged:
             return
@@ -316,7 +225,7 @@ class _Work:
                     next_step="Give an empty folder for the result.",
                 )
 
-    def _write(self, plan: _Plan) -> tuple[tuple[WrittenFile, ...], list[ProvedTensor]]:
+    def _write(self, plan: ConversionPlan) -> tuple[tuple[WrittenFile, ...], list[ProvedTensor]]:
         """Write the new shards, and prove each against its sources before anything speaks of it."""
         if not plan.shards:
             return (), []
@@ -336,13 +245,13 @@ class _Work:
             on_progress=self.on_progress if tell else None,
         )
 
-    def _place_kept(self, plan: _Plan, folder: ModelFolder) -> "_Placed":
+    def _place_kept(self, plan: ConversionPlan, folder: ModelFolder) -> "_Placed":
         kept = [*plan.kept, *((file.path, file) for file in folder.companions)]
         if self.copy_unchanged:
             return self._copy(plan, kept)
         return _Placed(recorded=tuple(_by_reference(path, file) for path, file in kept), moved_bytes=0)
 
-    def _copy(self, plan: _Plan, kept: Sequence[tuple[str, SourceFile]]) -> "_Placed":
+    def _copy(self, plan: ConversionPlan, kept: Sequence[tuple[str, SourceFile]]) -> "_Placed":
         plans: list[FilePlan] = []
         for path, file in kept:
             reader = open_reader(file.uri)
@@ -360,7 +269,9 @@ class _Work:
         (written,) = self._move([plan], tell=False)
         return _Placed(recorded=(_recorded(INDEX_NAME, written),), moved_bytes=written.moved_bytes)
 
-    def _report(self, folder: ModelFolder, plan: _Plan, proved: Sequence[ProvedTensor], moved: int) -> dict[str, Any]:
+    def _report(
+        self, folder: ModelFolder, plan: ConversionPlan, proved: Sequence[ProvedTensor], moved: int
+    ) -> dict[str, Any]:
         return {
             **plan.report,
             "fingerprint": self.fingerprint,
@@ -395,34 +306,6 @@ class _Placed:
     moved_bytes: int
 
 
-def _served_name(file: SourceFile, found: ReadSet) -> str:
-    """A lone file gets the name that loaders look for; its bytes stay where they are."""
-    return SINGLE_NAME if len(found.shards) == 1 else file.path
-
-
-def _realigned(shard: ReadShard, name: str) -> Shard:
-    tensors = [
-        row_tensor(
-            name=entry.name,
-            code=entry.dtype.code,
-            shape=entry.shape,
-            reader=shard.reader,
-            offset_bytes=shard.header.data_start + entry.begin,
-            size_bytes=entry.size_bytes,
-        )
-        for entry in shard.header.entries
-    ]
-    metadata = {key: value for key, value in shard.header.metadata.items() if key not in FORMAT_METADATA}
-    return build_shard(name, tensors, metadata=metadata)
-
-
-def _missing_index(folder: ModelFolder, found: ReadSet) -> bytes | None:
-    if folder.weights.index or len(found.shards) == 1:
-        return None
-    homes = {entry.name: shard.file.path for shard in found.shards for entry in shard.header.entries}
-    return index_json(homes, found.data_bytes)
-
-
 def _recorded(path: str, file: WrittenFile) -> RecordedFile:
     return RecordedFile(
         path=path, uri=file.uri, size_bytes=file.size_bytes, sha256=file.sha256 or "", crc32c=file.crc32c
@@ -444,7 +327,7 @@ def _hash_file(uri: str) -> tuple[str, int]:
     return sha256.hexdigest(), checksum
 
 
-def _proof(uri: str, plan: _Plan, proved: Sequence[ProvedTensor]) -> dict[str, Any]:
+def _proof(uri: str, plan: ConversionPlan, proved: Sequence[ProvedTensor]) -> dict[str, Any]:
     if not plan.shards:
         method = "headers validated; no byte was moved"
     elif is_gs(uri):

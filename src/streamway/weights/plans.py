@@ -1,0 +1,136 @@
+"""What a conversion will do, decided from headers and pickles alone, before a byte of a tensor is read."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from streamway.weights.findings import WARNING, raise_first_error
+from streamway.weights.folders import ModelFolder
+from streamway.weights.pickled import plan_pickled
+from streamway.weights.sets import ReadSet, ReadShard, read_set
+from streamway.weights.shards import FORMAT_METADATA, SINGLE_NAME, Shard, build_index, build_shard, index_json
+from streamway.weights.sources import ModelSource, SourceFile
+from streamway.weights.tensors import row_tensor
+
+log = logging.getLogger("streamway.weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionPlan:
+    """What will stand in the result.
+
+    Args:
+        shards: Files to be written.
+        kept: (path in the result, file) of weights that need no change.
+        index: Bytes of a new index, None where none is needed or the source's own is kept.
+        report: Its part of the report.
+        aliases: Dropped name to kept name.
+        tensors: Number of tensors stored.
+        tensor_bytes: Their bytes.
+        converted: Whether the source is pickled.
+    """
+
+    shards: tuple[Shard, ...]
+    kept: tuple[tuple[str, SourceFile], ...]
+    index: bytes | None
+    report: dict[str, Any]
+    aliases: dict[str, str]
+    tensors: int
+    tensor_bytes: int
+    converted: bool
+
+
+def plan_conversion(source: ModelSource, folder: ModelFolder, *, shard_bytes: int) -> ConversionPlan:
+    """Decide what is written and what passes by reference.
+
+    Raises:
+        UnsafePickleError: a pickle asks for more than tensors.
+        CheckpointError: a checkpoint is malformed, or the files do not belong together.
+        SafetensorsError: a safetensors set is malformed.
+    """
+    if folder.weights.form == "pickle":
+        return _plan_pickled(source, folder, shard_bytes)
+    return _plan_safetensors(source, folder)
+
+
+def _plan_pickled(source: ModelSource, folder: ModelFolder, shard_bytes: int) -> ConversionPlan:
+    plan = plan_pickled(source, folder.weights, shard_bytes=shard_bytes)
+    stored = sum(len(shard.tensors) for shard in plan.shards)
+    total = sum(shard.data_bytes for shard in plan.shards)
+    log.info(
+        "Converting %d pickled files with %d tensors (%.2f GiB) into %d safetensors shards.",
+        len(folder.weights.files), plan.source_tensors, total / 2**30, len(plan.shards),
+    )  # fmt: skip
+    return ConversionPlan(
+        shards=plan.shards,
+        kept=(),
+        index=build_index(plan.shards) if len(plan.shards) > 1 else None,
+        report={
+            "format": "torch " + "+".join(sorted(set(plan.forms))),
+            "source_tensors": plan.source_tensors,
+            "stored_twice": list(plan.doubled),
+            "notes": list(plan.notes),
+        },
+        aliases=plan.aliases,
+        tensors=stored,
+        tensor_bytes=total,
+        converted=True,
+    )
+
+
+def _plan_safetensors(source: ModelSource, folder: ModelFolder) -> ConversionPlan:
+    found = read_set(source, folder.weights)
+    raise_first_error(found.findings)
+    names = {shard.file.path: _served_name(shard.file, found) for shard in found.shards}
+    crooked = [shard for shard in found.shards if shard.header.misaligned]
+    shards = tuple(_realigned(shard, names[shard.file.path]) for shard in crooked)
+    kept = [(names[shard.file.path], shard.file) for shard in found.shards if not shard.header.misaligned]
+    if folder.weights.index:
+        kept.append((folder.weights.index.path, folder.weights.index))
+    log.info(
+        "%d safetensors shards with %d tensors are valid; %d must be written again to align them.",
+        len(found.shards), len(found.entries), len(shards),
+    )  # fmt: skip
+    return ConversionPlan(
+        shards=shards,
+        kept=tuple(kept),
+        index=_missing_index(folder, found),
+        report={
+            "format": "safetensors",
+            "source_tensors": len(found.entries),
+            "stored_twice": [],
+            "notes": [f"{f.subject} {f.message}" for f in found.findings if f.severity == WARNING],
+        },
+        aliases={},
+        tensors=len(found.entries),
+        tensor_bytes=found.data_bytes,
+        converted=False,
+    )
+
+
+def _served_name(file: SourceFile, found: ReadSet) -> str:
+    """A lone file gets the name that loaders look for; its bytes stay where they are."""
+    return SINGLE_NAME if len(found.shards) == 1 else file.path
+
+
+def _realigned(shard: ReadShard, name: str) -> Shard:
+    tensors = [
+        row_tensor(
+            name=entry.name,
+            code=entry.dtype.code,
+            shape=entry.shape,
+            reader=shard.reader,
+            offset_bytes=shard.header.data_start + entry.begin,
+            size_bytes=entry.size_bytes,
+        )
+        for entry in shard.header.entries
+    ]
+    metadata = {key: value for key, value in shard.header.metadata.items() if key not in FORMAT_METADATA}
+    return build_shard(name, tensors, metadata=metadata)
+
+
+def _missing_index(folder: ModelFolder, found: ReadSet) -> bytes | None:
+    if folder.weights.index or len(found.shards) == 1:
+        return None
+    homes = {entry.name: shard.file.path for shard in found.shards for entry in shard.header.entries}
+    return index_json(homes, found.data_bytes)
