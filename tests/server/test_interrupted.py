@@ -213,18 +213,22 @@ def test_a_run_that_lost_its_lease_does_not_move_the_service(
     assert connection.get(lease)["spec"]["holderIdentity"] == "someone else"
 
 
-def test_ctrl_c_during_a_change_returns_to_the_old_revision(
-    deploy: Deploy, connection: ClusterConnection, namespace: str
+@pytest.mark.parametrize("strategy", ["recreate", "surge"])
+def test_ctrl_c_during_a_change_lets_the_old_revision_serve(
+    deploy: Deploy, cluster: Any, connection: ClusterConnection, namespace: str, strategy: str
 ) -> None:
+    cluster.misfortunes.cause("nodes", count=1, gpus=2)
     first = deploy()
 
     def interrupt(_candidate: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        deploy(commit_sha=NEW_SHA, strategy="recreate", verify=interrupt)
+        deploy(commit_sha=NEW_SHA, strategy=strategy, verify=interrupt)
 
-    status = read_status(name="tiny", namespace=namespace)
-    assert status.active == first.revision
-    assert [row.name for row in status.revisions] == [first.revision]
-    assert left(connection, namespace)["Lease"] == []
+    assert deploy().revision == first.revision
+    assert left(connection, namespace) == {
+        "Deployment": [f"tiny-{first.revision}"],
+        "Service": ["tiny"],
+        "Lease": [],
+    }

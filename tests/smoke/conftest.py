@@ -27,6 +27,7 @@ class Cluster:
     engine_port: int = 0
     releases: list[str] = field(default_factory=lambda: [SHA])
     selector: dict[str, str] = field(default_factory=lambda: {"app.kubernetes.io/instance": "tiny"})
+    proxy_status: int = 0
     requests: list[str] = field(default_factory=list)
 
     def answer(self, path: str) -> tuple[int, Any]:
@@ -64,6 +65,11 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         def _serve(self, body: bytes | None) -> None:
             path = self.path.partition("?")[0]
             marker = "/services/http:tiny:8000/proxy"
+            if state.proxy_status:
+                message = 'services "tiny" is forbidden: User "me" cannot get resource "services/proxy" in API group ""'
+                status = {"kind": "Status", "message": message, "reason": "Forbidden", "code": state.proxy_status}
+                self._json(*(state.answer(path) if marker not in path else (state.proxy_status, status)))
+                return
             if marker not in path:
                 self._json(*state.answer(path))
                 return

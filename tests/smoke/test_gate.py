@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from streamway import smoke
-from streamway.errors import SmokeTestError, WrongAnswerError
+from streamway.errors import ClusterError, ClusterPermissionError, SmokeTestError, WrongAnswerError
 from streamway.smoke import Question, SmokeReport
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -129,6 +129,30 @@ def test_no_endpoint_in_time_is_not_a_wrong_answer(cluster: Any) -> None:
 
     assert not isinstance(caught.value, WrongAnswerError)
     assert "no endpoints available" in caught.value.problem
+
+
+def test_a_service_that_is_not_there_is_no_wrong_answer(engine: Engine) -> None:
+    engine()
+
+    with pytest.raises(ClusterError) as caught:
+        run(service="nothing")
+
+    assert not isinstance(caught.value, WrongAnswerError)
+
+
+def test_a_right_that_is_missing_is_no_wrong_answer(cluster: Any) -> None:
+    cluster.proxy_status = 403
+
+    with pytest.raises(ClusterPermissionError) as caught:
+        run()
+
+    assert "services/proxy" in caught.value.problem
+
+
+def test_a_stream_that_ends_in_an_error_says_which(engine: Engine) -> None:
+    engine(stream_error="the KV cache is gone")
+
+    assert "the KV cache is gone" in failing().problem
 
 
 def test_a_model_without_chat_template_is_asked_for_completions(engine: Engine) -> None:

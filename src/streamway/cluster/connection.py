@@ -148,7 +148,7 @@ class ClusterConnection:
         response = self.send(method, path, query=query, timeout=timeout)
         try:
             if response.status >= 400:
-                raise self._refusal(response.status, response.data, method, path)
+                raise self.refusal(response.status, response.data, method, path)
             yield response
         finally:
             response.close()
@@ -174,7 +174,7 @@ class ClusterConnection:
                 **websocket_proxycare({}, configuration, url, headers),
             )
         except websocket.WebSocketBadStatusException as error:
-            raise self._refusal(error.status_code, error.resp_body or b"", "GET", path) from error
+            raise self.refusal(error.status_code, error.resp_body or b"", "GET", path) from error
         except (websocket.WebSocketException, OSError) as error:
             raise self._unreachable(error) from error
 
@@ -225,7 +225,7 @@ class ClusterConnection:
         finally:
             response.release_conn()
         if response.status >= 400:
-            raise self._refusal(response.status, data, method, path)
+            raise self.refusal(response.status, data, method, path)
         try:
             return dict(json.loads(data))
         except (ValueError, TypeError) as error:
@@ -245,7 +245,8 @@ class ClusterConnection:
             "endpoint needs no network path of its own.",
         )
 
-    def _refusal(self, status: int, data: bytes, method: str, path: str) -> ClusterError:
+    def refusal(self, status: int, data: bytes, method: str, path: str) -> ClusterError:
+        """Turn the API server's refusal into an error with its words and a next step."""
         found = _status_of(data)
         message = str(found.get("message") or _shorten(data) or "no reason given")
         if status == 401:
@@ -288,10 +289,11 @@ class ServiceProxy:
         self._base = f"/api/v1/namespaces/{quote(namespace)}/services/http:{quote(service)}:{quote(str(port))}/proxy"
 
     def request(self, method: str, path: str, *, body: Any = None, timeout_seconds: float = 30) -> ProxyResponse:
-        """Ask once and return the answer whatever its status.
+        """Ask once and return the Service's answer whatever its status.
 
         Raises:
             ClusterUnreachableError: the API server does not answer, or not within `timeout_seconds`.
+            ClusterError: the API server knows no such Service, or does not let us ask it.
         """
         response = self._send(method, path, body, timeout_seconds)
         try:
@@ -303,7 +305,7 @@ class ServiceProxy:
             ) from error
         finally:
             response.release_conn()
-        return _proxy_response(response.status, data)
+        return self._judge(response.status, data, f"{method} {path}")
 
     @contextmanager
     def events(
@@ -316,12 +318,19 @@ class ServiceProxy:
         response = self._send("POST", path, body, timeout_seconds)
         try:
             if response.status >= 400:
-                yield _proxy_response(response.status, response.data), iter(())
+                yield self._judge(response.status, response.data, f"POST {path}"), iter(())
             else:
                 yield ProxyResponse(status=response.status, body=b""), _event_payloads(response)
         finally:
             response.close()
             response.release_conn()
+
+    def _judge(self, status: int, data: bytes, request: str) -> ProxyResponse:
+        """Tell what the Service says from what the API server says in its place."""
+        from_api_server = bool(_status_of(data))
+        if from_api_server and status in {401, 403, 404}:
+            raise self._connection.refusal(status, data, *request.split(" ", 1))
+        return ProxyResponse(status=status, body=data, from_api_server=from_api_server)
 
     def _send(self, method: str, path: str, body: Any, timeout_seconds: float) -> urllib3.BaseHTTPResponse:
         timeout = urllib3.Timeout(connect=min(10.0, timeout_seconds), read=timeout_seconds)
@@ -358,10 +367,6 @@ def _status_of(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) and found.get("kind") == "Status" else {}
-
-
-def _proxy_response(status: int, data: bytes) -> ProxyResponse:
-    return ProxyResponse(status=status, body=data, from_api_server=bool(_status_of(data)))
 
 
 def _event_payloads(response: urllib3.BaseHTTPResponse) -> Iterator[str]:

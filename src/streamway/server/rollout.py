@@ -310,11 +310,11 @@ class _Narrator:
     def __init__(self, size_bytes: int, on_progress: Progress | None) -> None:
         self._size_bytes = size_bytes
         self._on_progress = on_progress
-        self._last = ""
+        self._said: set[str] = set()
 
     def say(self, sentence: str) -> None:
-        if sentence != self._last:
-            self._last = sentence
+        if sentence not in self._said:
+            self._said.add(sentence)
             logger.info("%s", sentence)
 
     def loaded(self, percent: int) -> None:

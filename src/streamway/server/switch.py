@@ -17,6 +17,7 @@ from streamway.server.endpoint import (
     KEEP_UNTIL,
     Endpoint,
     Revision,
+    await_no_pods,
     close_candidate,
     open_candidate,
     point_service,
@@ -188,6 +189,10 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
     try:
         changed, rollout = _run_new(connection, endpoint, plan)
         service = _prove(connection, endpoint, plan)
+    except KeyboardInterrupt:
+        if endpoint.active != plan.revision:
+            logger.warning("stopped: %s", _withdrawal(connection, endpoint, plan.revision))
+        raise
     except StreamwayError as error:
         if endpoint.active == plan.revision:
             raise
@@ -213,10 +218,14 @@ def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old
         stopped = Phase(name="stop old revision", seconds=round(time.monotonic() - began, 3))
         _changed, rollout = _run_new(connection, endpoint, plan)
         service = _prove(connection, endpoint, plan)
-    except (StreamwayError, KeyboardInterrupt) as error:
+    except KeyboardInterrupt:
+        # Whoever stops a run does not wait for the old revision to be ready.
+        logger.warning("stopped: %s", _withdrawal(connection, endpoint, plan.revision))
+        scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
+        logger.warning("revision %s was asked to serve again", old.name)
+        raise
+    except StreamwayError as error:
         outcome = return_to(connection, endpoint, plan.revision, old, plan.patience)
-        if isinstance(error, KeyboardInterrupt):
-            raise
         raise _with_outcome(error, outcome) from error
     rollout = replace(rollout, phases=(stopped, *rollout.phases))
     if not plan.hold:
@@ -230,6 +239,7 @@ def return_to(
     """Withdraw a revision, have the old one run again, and say how that went."""
     logger.warning("returning to revision %s", old.name)
     withdrawn = _withdrawal(connection, endpoint, revision)
+    _await_gpus(connection, endpoint, revision)
     # Whatever it was when we began, it has been stopped since.
     scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
     try:
@@ -262,6 +272,14 @@ def _withdrawal(connection: ClusterConnection, endpoint: Endpoint, revision: str
     except StreamwayError as error:
         return f"revision {revision} could not be removed: {error.problem}"
     return f"revision {revision} was removed"
+
+
+def _await_gpus(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> None:
+    """Let a revision's pods go before others look for their GPUs; if they never go, that is found there."""
+    try:
+        await_no_pods(connection, endpoint, revision, timeout_seconds=_STOP_SECONDS)
+    except ClusterError as error:
+        logger.warning("%s", error.problem)
 
 
 def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> tuple[bool, Rollout]:
@@ -323,6 +341,7 @@ def _remove_strays(connection: ClusterConnection, endpoint: Endpoint, wanted: st
         if name not in {endpoint.active, endpoint.previous, wanted}:
             logger.info("removing revision %s, which an earlier run left unfinished", name)
             remove_revision(connection, endpoint, name)
+            _await_gpus(connection, endpoint, name)
 
 
 def _with_outcome(error: StreamwayError, outcome: str) -> StreamwayError:

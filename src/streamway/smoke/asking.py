@@ -131,6 +131,8 @@ class Endpoint:
                     done = True
                     break
                 piece = json.loads(event)
+                if "error" in piece:
+                    raise RefusedError(response.status, _words_of(piece))
                 text, reason = _read_delta(piece)
                 tokens = int((piece.get("usage") or {}).get("completion_tokens") or tokens)
                 finished = reason or finished
@@ -252,8 +254,10 @@ def _words(response: ProxyResponse) -> str:
         found = response.json()
     except ValueError:
         return response.text[:300].strip() or f"HTTP {response.status} without a word"
-    if isinstance(found, dict):
-        inner = found.get("error")
-        message = inner.get("message") if isinstance(inner, dict) else found.get("message")
-        return str(message or inner or found)[:600]
-    return str(found)[:300]
+    return _words_of(found) if isinstance(found, dict) else str(found)[:300]
+
+
+def _words_of(found: dict[str, Any]) -> str:
+    inner = found.get("error")
+    message = inner.get("message") if isinstance(inner, dict) else found.get("message")
+    return str(message or inner or found)[:600]
