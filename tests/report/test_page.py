@@ -2,13 +2,15 @@
 
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamway.report import RunJournal, StepRecord, render_page
-from streamway.report.journal import STEPS
+from streamway.report import RunJournal, StepRecord, UnreadableRecord, render_page
+from streamway.report.journal import KNOWN_STEPS, STEPS
 from streamway.report.page import format_bytes, format_seconds
 
 RESULTS: dict[str, dict[str, Any]] = {
@@ -121,3 +123,114 @@ def test_sizes_and_durations_read_naturally() -> None:
     assert format_bytes(3 * 2**40) == "3.0 TiB"
     assert format_seconds(0.25) == "0.2 s"
     assert format_seconds(185) == "3 min 05 s"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.sampled_from(
+        ["zones", "zone", "phases", "seconds", "checks", "answers", "metrics", "latencies_seconds", "report", "proof",
+         "tensors", "shards", "files", "size_bytes", "moved_bytes", "cost", "manifest", "streamer", "ttl_seconds",
+         "name", "aliases", "left_behind", "model_id", "price", "latency_p95_seconds", "namespace", "endpoint"]
+    ), inner, max_size=6),
+    max_leaves=25,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.tuples(st.sampled_from(KNOWN_STEPS), st.dictionaries(st.text(max_size=8), JSON) | JSON), max_size=6),
+    st.sampled_from(["SUCCEEDED", "FAILED", "CANCELLED", ""]),
+)
+def test_no_record_whatever_its_shape_keeps_the_page_from_being_made(found: list[tuple[str, Any]], state: str) -> None:
+    records = tuple(
+        StepRecord(
+            name=name, status="succeeded" if place % 2 else "failed", started="x", seconds=place,
+            result=result if isinstance(result, dict) else {"zones": result, "phases": result, "metrics": result,
+                                                            "report": result, "files": result, "answers": result},
+            error=result if isinstance(result, dict) else {},
+        )
+        for place, (name, result) in enumerate(found)
+    )  # fmt: skip
+    page = render_page(RunJournal(run_uri="gs://b/.runs/r", records=records), state=state)
+    page.encode()
+    assert page.endswith("</html>\n")
+
+
+def test_what_could_not_be_read_is_said() -> None:
+    newer = StepRecord(name="pull_model", status="succeeded", started="", seconds=1, format_version=2)
+    journal = RunJournal(
+        run_uri="gs://b/.runs/r",
+        records=(newer,),
+        unreadable=(UnreadableRecord(name="upload_model", reason="it is not JSON"),),
+    )
+    text = text_of(render_page(journal, state="SUCCEEDED"))
+    assert "The record of Upload cannot be read: it is not JSON." in text
+    assert "The record of Pull is of another version" in text
+    assert "Upload unreadable" in text
+
+
+def test_a_run_whose_worker_was_killed_names_the_step_that_left_nothing() -> None:
+    page = render_page(journal_of("pull_model", "convert_weights"), state="FAILED", message="exit code 137")
+    text = text_of(page.split("<main>")[1])
+    assert "ended as FAILED after Convert" in text
+    assert "Upload left no record of its end" in text
+    assert "exit code 137" in text
+    assert "Next: Read the log" in text
+
+
+def test_a_promotion_is_shown_as_what_it_is() -> None:
+    result = {"uri": "gs://prod/org/name/sha/", "size_bytes": 2048, "moved_bytes": 0, "copied_bytes": 2048,
+              "manifest": {"model_id": "org/name", "commit_sha": "b" * 40, "licence": "mit"}}  # fmt: skip
+    promoted = StepRecord(name="promote_release", status="succeeded", started="", seconds=1, result=result)
+    journal = journal_of("promote_release", "deploy_server", "smoke_test", promote_release=promoted)
+    text = text_of(render_page(journal, state="SUCCEEDED").split("<main>")[1])
+    assert text.strip().startswith("Serving org/name")
+    assert "b" * 40 in text
+    assert "2.0 KiB were copied where they lay" in text
+    assert "Promote 2.0 s" not in text
+    assert "Convert" not in text
+
+
+def test_a_retirement_says_what_went() -> None:
+    plan = {"name": "endpoint", "namespace": "models", "deployments": ["endpoint-1"], "releases": [], "zones": ["z-a"]}
+    record = StepRecord(name="plan_retirement", status="succeeded", started="", seconds=1, result=plan)
+    text = text_of(
+        render_page(journal_of("plan_retirement", plan_retirement=record), state="SUCCEEDED").split("<main>")[1]
+    )
+    assert text.strip().startswith("Retired models/endpoint")
+    assert "Servers endpoint-1" in text
+    assert "Pull" not in text
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_letters_and_pictures_stand_out_from_what_is_behind_them(scheme: int) -> None:
+    style = files("streamway.report").joinpath("page.css").read_text()
+    colours = dict(
+        re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", style.split("@media (prefers-color-scheme: dark)")[scheme])
+    )
+    for letters in ("ink", "dim", "good", "bad", "accent"):
+        for behind in ("paper", "faint"):
+            assert contrast(colours[letters], colours[behind]) >= 4.5, (letters, behind)
+    for shape in ("plain", "stop", "schedule", "image", "engine", "weights", "initialise", "other"):
+        assert contrast(colours[shape], colours["paper"]) >= 3, shape
+
+
+def test_endless_text_is_cut_and_says_so() -> None:
+    long = StepRecord(
+        name="smoke_test", status="succeeded", started="", seconds=1,
+        result={"answers": [{"prompt": "p", "text": "a" * 10**6}] * 10**4, "checks": [{"name": "n" * 10**6}] * 10**4},
+    )  # fmt: skip
+    page = render_page(journal_of(*STEPS, smoke_test=long), state="SUCCEEDED")
+    assert len(page) < 300_000
+    assert "more characters)" in page

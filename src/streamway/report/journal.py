@@ -92,7 +92,13 @@ class StepRecord:
         return record
 
     def _check_types(self) -> None:
-        kinds = {"name": str, "started": str, "seconds": (int, float), "result": dict, "error": dict}
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "name": str,
+            "started": str,
+            "seconds": (int, float),
+            "result": dict,
+            "error": dict,
+        }
         for field, kind in kinds.items():
             value = getattr(self, field)
             if not isinstance(value, kind):
@@ -171,7 +177,8 @@ class RunJournal:
     @property
     def steps(self) -> tuple[str, ...]:
         """The steps that a run of this kind has, whether they ran or not."""
-        seen = {record.name for record in (*self.records, *self.unreadable)}
+        seen = {record.name for record in self.records} | {record.name for record in self.unreadable}
+        steps: tuple[str, ...]
         if "promote_release" in seen or (not seen and self.name.startswith("promote-")):
             steps = PROMOTION_STEPS
         elif seen & set(RETIREMENT_STEPS) or (not seen and self.name.startswith("retire-")):

@@ -139,7 +139,7 @@ def _key_figures(journal: RunJournal) -> str:
         "Tokens a second": f"{number(metrics.get('tokens_per_second')):.1f}" if "tokens_per_second" in metrics else "",
     }
     told = {name: figure for name, figure in figures.items() if figure}
-    return definitions(told, "figures") if told else ""
+    return definitions(told, "figures") if len(told) > 1 else ""
 
 
 def _footer(journal: RunJournal) -> str:

@@ -12,7 +12,7 @@ from streamway.report.words import format_latency, show
 
 _BINS = 48
 _DOTS_HEIGHT, _AXIS_Y, _PITCH = 84, 64, 9.0
-_LEAST_SHARE = 0.003
+_LEAST_SHARE = 0.006
 """A stretch of a few milliseconds stays visible."""
 
 
@@ -25,33 +25,36 @@ def bar(kind: str, start: float, share: float, title: str) -> str:
         share: How long it is, as a share of the track.
         title: What it shows.
     """
-    return _track([(kind, start, share, title)])
+    return _track([(kind, start, share, title)], "track")
 
 
-def stack(parts: Sequence[tuple[str, float, str]], scale: float) -> str:
+def stack(parts: Sequence[tuple[str, float, str]], scale: float, title: str) -> str:
     """Draw stretches one after another.
 
     Args:
         parts: CSS class, length and title of each.
         scale: Length of the whole track, in the same unit.
+        title: What the picture shows, for whoever cannot see it.
     """
     placed, offset = [], 0.0
-    for kind, length, title in parts:
-        placed.append((kind, offset / scale, length / scale, title))
+    for kind, length, own_title in parts:
+        placed.append((kind, offset / scale, length / scale, own_title))
         offset += length
-    return _track(placed)
+    return _track(placed, "track stack", title)
 
 
-def _track(parts: Sequence[tuple[str, float, float, str]]) -> str:
+def _track(parts: Sequence[tuple[str, float, float, str]], classes: str, title: str = "") -> str:
     drawn = []
-    for kind, start, share, title in parts:
+    for kind, start, share, own_title in parts:
         width = min(max(share, _LEAST_SHARE), 1.0) if share > 0 else 0.0
         x = min(max(start, 0.0), 1.0 - width)
         drawn.append(
             f'<rect class="{kind}" x="{100 * x:.2f}%" y="0" width="{100 * width:.2f}%" height="100%">'
-            f"<title>{show(title)}</title></rect>"
+            f"<title>{show(own_title)}</title></rect>"
         )
-    return f'<svg class="track" width="100%" height="14" aria-hidden="true">{"".join(drawn)}</svg>'
+    # A track without a title says nothing that the words on its line do not say.
+    role = f'role="img" aria-label="{show(title)}"' if title else 'aria-hidden="true"'
+    return f'<svg class="{classes}" width="100%" height="14" {role}>{"".join(drawn)}</svg>'
 
 
 def swatch(kind: str) -> str:

@@ -74,17 +74,13 @@ def _no_start(journal: RunJournal, earlier: Sequence[EndpointStart]) -> str:
 
 def _stacks(starts: Sequence[tuple[str, EndpointStart]]) -> str:
     scale = max(start.seconds for _, start in starts) or 1.0
-    lines = [
-        row(
-            show(title),
-            stack(
-                [(_tone(name), seconds, f"{name}: {format_seconds(seconds)}") for name, seconds in start.phases], scale
-            ),
-            format_seconds(start.seconds),
-        )
-        for title, start in starts
-    ]
-    return rows(lines)
+    return rows(_stack(title, start, scale) for title, start in starts)
+
+
+def _stack(title: str, start: EndpointStart, scale: float) -> str:
+    parts = [(_tone(name), seconds, f"{name} {format_seconds(seconds)}") for name, seconds in start.phases]
+    told = f"{title}: {', '.join(words for _, _, words in parts)}"
+    return row(show(title), stack(parts, scale, told), format_seconds(start.seconds))
 
 
 def _tone(name: str) -> str:

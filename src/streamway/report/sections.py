@@ -96,9 +96,8 @@ def source(journal: RunJournal) -> str:
         "Size": f"{size}{in_files}",
     }
     if deployed:
-        lines["Server"] = ", ".join(
-            str(part) for part in (deployed.get("revision"), deployed.get("pod"), deployed.get("node")) if part
-        )
+        named = {"": deployed.get("revision"), "pod ": deployed.get("pod"), "node ": deployed.get("node")}
+        lines["Server"] = ", ".join(f"{kind}{name}" for kind, name in named.items() if name)
     return section("Model", definitions(lines, "facts"))
 
 
@@ -171,8 +170,8 @@ def bytes_moved(journal: RunJournal) -> str:
     top = max(size, *moved.values())
     lines = [row("In the model", bar("plain", 0, size / top, "the model"), format_bytes(size))]
     for name, amount in moved.items():
-        title = f"Moved by {TITLES[name].lower()}"
-        lines.append(row(show(title), bar("accent", 0, amount / top, title), format_bytes(amount)))
+        title = f"{TITLES[name]} moved {format_bytes(amount)}"
+        lines.append(row(show(TITLES[name]), bar("accent", 0, amount / top, title), format_bytes(amount)))
     if total:
         told = f"{format_bytes(total)} travelled in this run, {total / size:.2f} times the model."
     else:

@@ -15,7 +15,7 @@ MOST_CHARACTERS = 600
 _NEWLINES = re.compile(r"\n{3,}")
 # Marks that reorder or isolate the text around them (Unicode Standard Annex #9), and so can fake what is read.
 _BIDIRECTIONAL = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_REPLACED = {
+_REPLACED: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
     0x7F: 0x2421,
     **dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), 0xFFFD),
