@@ -1,95 +1,133 @@
 """A process that is killed at any moment loses at most the parts that its workers held."""
 
 import hashlib
+import io
+import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from safetensors.numpy import save
 
 from streamway import storage
 
-PART = 5 * 1024 * 1024
+MIB = 1024 * 1024
+PART = 5 * MIB
 WORKERS = 2
-KILLS = 8
+KILLS = 6
 LIMIT_SECONDS = 120
+TENSORS = 12
+TENSOR_BYTES = 5 * MIB
 
-# The whole way of a safetensors model: pull, the record of a conversion that passes everything through, publication.
 RUN = f"""
 import sys
-from streamway import hub, storage
-from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights
+from streamway import hub, storage, weights
 
 root, staging = sys.argv[1:]
-limits = {{"memory_bytes": {WORKERS * PART}, "workers": {WORKERS}}}
+limits = {{"memory_bytes": {WORKERS * PART}}}
 print("ready", flush=True)
-pulled = hub.pull_model(model_id="org/killed", release_root=root, staging_uri=staging, **limits)
-if pulled.already_published:
-    raise SystemExit
+pulled = hub.pull_model(model_id="org/killed", release_root=root, staging_uri=staging, workers={WORKERS}, **limits)
 layout = storage.ModelLayout(root, pulled.model_id, pulled.commit_sha)
-prepared = PreparedWeights(model_id=pulled.model_id, revision="main", commit_sha=pulled.commit_sha, licence="mit",
-                           source="hub", files=pulled.files)
-storage.write_file(storage.join(layout.weights_uri, WEIGHTS_RECORD), prepared.to_json().encode())
-storage.upload_model(weights_uri=layout.weights_uri, release_root=root, **limits)
+converted = weights.convert_weights(snapshot_uri=pulled.uri, weights_uri=layout.weights_uri, **limits)
+storage.upload_model(weights_uri=converted.uri, release_root=root, workers={WORKERS}, **limits)
 """
 
 
-def start(root_uri: str, staging_uri: str) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, root_uri, staging_uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout and process.stdout.readline() == "ready\n"
-    return process
+def as_safetensors(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    arrays = {name: numpy.frombuffer(data, dtype=numpy.float16) for name, data in tensors.items()}
+    return {"model.safetensors": save(arrays, metadata={"format": "pt"})}
 
 
-def requests_so_far(*parts: Any) -> int:
-    return sum(part.count() for part in parts)
+def as_pickle(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    """Return what torch.save writes for a dictionary of float16 tensors (pickle protocol 2)."""
+    pickled = b"\x80\x02}("
+    for number, (name, data) in enumerate(tensors.items()):
+        count = struct.pack("<i", len(data) // 2)
+        pickled += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        pickled += text("storage") + b"ctorch\nHalfStorage\n" + text(str(number)) + text("cpu") + b"J" + count
+        pickled += b"tQK\x00J" + count + b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as opened:
+        opened.writestr("model/data.pkl", pickled + b"u.")
+        for number, data in enumerate(tensors.values()):
+            opened.writestr(f"model/data/{number}", data)
+        opened.writestr("model/version", b"3\n")
+    return {"pytorch_model.bin": archive.getvalue()}
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+@pytest.fixture
+def tensors() -> dict[str, bytes]:
+    return {f"layer.{number}.weight": os.urandom(TENSOR_BYTES) for number in range(TENSORS)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("places", ["bucket", "folder", "folder to bucket"])
+@pytest.mark.parametrize(
+    ("places", "form"),
+    [("bucket", as_safetensors), ("folder", as_pickle), ("folder to bucket", as_pickle)],
+    ids=["safetensors-bucket", "pickle-folder", "pickle-folder-to-bucket"],
+)
 def test_runs_killed_at_random_moments_end_in_one_whole_release(
-    hub: Any, cloud: Any, bucket_uri: str, tmp_path: Path, places: str
+    hub: Any, cloud: Any, bucket_uri: str, tmp_path: Path, tensors: dict[str, bytes], places: str, form: Any
 ) -> None:
     root_uri = str(tmp_path / "root") if places == "folder" else bucket_uri
     staging_uri = str(tmp_path / "staging") if places == "folder to bucket" else ""
-    files = {f"model-{n:05d}-of-00003.safetensors": os.urandom(4 * PART + n) for n in range(1, 4)}
+    files = form(tensors)
     sha = hub.push("org/killed", {"config.json": b"{}", **files}, keep_other_files=False)
-    size = sum(map(len, files.values()))
-    chance = random.Random(places)
+    release_uri = storage.ModelLayout(root_uri, "org/killed", sha).release_uri
 
-    # One whole run tells how many requests there are, so that kills can be spread over all of them.
-    first = start(root_uri, staging_uri)
-    first.communicate(timeout=LIMIT_SECONDS)
-    assert first.returncode == 0
+    # One whole run tells how many requests there are and what a release without any kill is.
+    finish(start(root_uri, staging_uri))
+    undisturbed = contents(release_uri)
     most = requests_so_far(hub, cloud)
-    _forget(root_uri, staging_uri, sha)
+    forget(root_uri, staging_uri)
+    assert storage.find_release(release_uri) is None
 
     hub.begin_anew()
     cloud.begin_anew()
+    chance = random.Random(places)
     # Each run gets on by a part of the whole, so that kills strike everywhere between the first byte and the last.
-    killed = sum(_run_and_kill(root_uri, staging_uri, hub, cloud, chance.randint(1, most // 2)) for _ in range(KILLS))
+    killed = sum(kill(root_uri, staging_uri, hub, cloud, chance.randint(1, most // 2)) for _ in range(KILLS))
     assert killed >= KILLS // 4, "too many runs ended before they could be killed"
-    last = start(root_uri, staging_uri)
-    _, errors = last.communicate(timeout=LIMIT_SECONDS)
-    assert last.returncode == 0, errors
+    finish(start(root_uri, staging_uri))
 
-    release = storage.verify_release(storage.ModelLayout(root_uri, "org/killed", sha).release_uri, deep=True)
-    assert {f.path: f.sha256 for f in release.files if f.path in files} == {
-        path: hashlib.sha256(data).hexdigest() for path, data in files.items()
-    }
-    most_bytes = size + killed * WORKERS * PART + 20_000 * (KILLS + 1)  # descriptions and small files of each run
-    assert hub.bytes_out() <= most_bytes
-    assert cloud.bytes_in() <= most_bytes
+    assert contents(release_uri) == undisturbed
+    storage.verify_release(release_uri, deep=True)
+    assert dict(stored_tensors(release_uri)) == {name: digest(data) for name, data in tensors.items()}
     assert storage.list_files(storage.join(root_uri, ".staging")) == ()
+    size = TENSORS * TENSOR_BYTES
+    lost = killed * WORKERS * PART + 60_000 * (KILLS + 1)  # descriptions and small files of each run beside the parts
+    assert hub.bytes_out() <= size + lost
+    assert cloud.bytes_in() <= (0 if places == "folder" else size) + lost
 
 
-def _run_and_kill(root_uri: str, staging_uri: str, hub: Any, cloud: Any, after_requests: int) -> bool:
+def start(root_uri: str, staging_uri: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", RUN, root_uri, staging_uri]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    assert process.stdout.readline() == "ready\n", process.stderr.read()
+    return process
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    _, errors = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 0, errors
+
+
+def kill(root_uri: str, staging_uri: str, hub: Any, cloud: Any, after_requests: int) -> bool:
     """Kill a run after so many requests; tell whether it was still running."""
     process = start(root_uri, staging_uri)
     before, deadline = requests_so_far(hub, cloud), time.monotonic() + LIMIT_SECONDS
@@ -101,8 +139,47 @@ def _run_and_kill(root_uri: str, staging_uri: str, hub: Any, cloud: Any, after_r
     return process.returncode != 0
 
 
-def _forget(root_uri: str, staging_uri: str, sha: str) -> None:
+def requests_so_far(*parts: Any) -> int:
+    return sum(part.count() for part in parts)
+
+
+def contents(uri: str) -> dict[str, str]:
+    return {file.path: digest(storage.read_file(file.uri, max_bytes=1 << 30)) for file in storage.list_files(uri)}
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def stored_tensors(release_uri: str) -> Iterator[tuple[str, str]]:
+    """Read the released safetensors without any code of ours but the reading of bytes."""
+    for file in storage.list_files(release_uri):
+        if file.path.endswith(".safetensors"):
+            data = storage.read_file(file.uri, max_bytes=1 << 30)
+            end = 8 + struct.unpack("<Q", data[:8])[0]
+            for name, tensor in json.loads(data[8:end]).items():
+                if name != "__metadata__":
+                    first, last = tensor["data_offsets"]
+                    yield name, digest(data[end + first : end + last])
+
+
+def forget(root_uri: str, staging_uri: str) -> None:
     storage.delete_files([file.uri for file in storage.list_files(root_uri)])
     if staging_uri:
         storage.delete_files([file.uri for file in storage.list_files(staging_uri)])
-    assert storage.find_release(storage.ModelLayout(root_uri, "org/killed", sha).release_uri) is None
+
+
+def test_an_interrupted_run_ends_at_once_and_the_next_goes_on(
+    hub: Any, cloud: Any, bucket_uri: str, tensors: dict[str, bytes]
+) -> None:
+    hub.push("org/killed", {"config.json": b"{}", **as_safetensors(tensors)}, keep_other_files=False)
+    hub.begin_anew()
+    cloud.arm("stall", method="PUT", times=100)  # for longer than any patience
+    process = start(bucket_uri, "")
+    while cloud.count("PUT") + len(cloud.armed()) == 0 or not hub.count("GET", "/cdn/"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+    cloud.begin_anew()
+    finish(start(bucket_uri, ""))

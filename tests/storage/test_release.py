@@ -252,3 +252,10 @@ def test_uploads_that_nobody_finishes_are_cleared_away_by_publication(bucket_uri
     cloud_storage().start_upload(parse_gs(f"{weights_uri}/model.safetensors"), {})
     storage.upload_model(weights_uri=weights_uri, release_root=bucket_uri)
     assert cloud_storage().list_uploads(parse_gs(f"{bucket_uri}/")) == []
+
+
+def test_staging_that_a_killed_run_left_is_removed_by_the_next(root_uri: str) -> None:
+    release = storage.upload_model(weights_uri=prepare(root_uri, FILES), release_root=root_uri)
+    storage.write_file(storage.join(root_uri, ".staging/org/m", SHA, "source/_snapshot.json"), b"{}")
+    assert storage.upload_model(weights_uri=release.uri, release_root=root_uri).already_published
+    assert paths(storage.join(root_uri, ".staging")) == []

@@ -132,9 +132,12 @@ def upload_model(
         ChecksumError: bytes are not what was recorded.
         StorageError: the root refuses.
     """
-    if is_release := find_release(weights_uri):
-        log.info("%s is published already; nothing to move.", is_release.uri)
-        return is_release
+    if published := find_release(weights_uri):
+        log.info("%s is published already; no byte moved.", published.uri)
+        layout = ModelLayout(release_root, published.manifest.model_id, published.manifest.commit_sha)
+        if layout.release_uri == published.uri:
+            remove_staging(layout)  # which a run that was killed right after publication could not do
+        return published
     prepared = _read_prepared(weights_uri)
     layout = ModelLayout(release_root, *_identity(prepared, weights_uri))
     _refuse_strangers(prepared.files)
