@@ -14,6 +14,8 @@ from streamway.cluster import ClusterConnection
 from streamway.errors import ClusterError
 from streamway.server import DeployedServer, deploy_server, read_status
 
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., DeployedServer]
 NEW_SHA = "f" * 40
 # A run of its own, as the pipeline's step is; it tells every step on stderr.

@@ -25,9 +25,13 @@ from streamway.server import (
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 NEW_SHA = "f" * 40
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., DeployedServer]
-OLD = {"commit_sha": SHA, "ANSWERS": json.dumps({"": "old"}), "drain_seconds": 2}
-NEW = {"commit_sha": NEW_SHA, "ANSWERS": json.dumps({"": "new"}), "drain_seconds": 2}
+OLD = {"commit_sha": SHA, "ANSWERS": json.dumps({"": "old"})}
+NEW = {"commit_sha": NEW_SHA, "ANSWERS": json.dumps({"": "new"})}
+# Time for everyone to learn that a pod is going, while it still answers.
+DRAIN = {"drain_seconds": 2}
 QUESTION = {"model": "org/tiny", "messages": [{"role": "user", "content": "who?"}]}
 
 
@@ -114,10 +118,10 @@ def wrong(_candidate: Candidate) -> None:
 
 
 def test_surge_never_stops_answering(deploy: Deploy, two_gpus: None, asking: Callable[[], Client]) -> None:
-    deploy(**OLD)
+    deploy(**OLD, **DRAIN)
     client = asking()
 
-    deployed = deploy(**NEW, strategy="surge")
+    deployed = deploy(**NEW, **DRAIN, strategy="surge")
     time.sleep(0.5)
     answers = client.stop()
 
@@ -148,10 +152,10 @@ def test_blue_green_keeps_the_old_one_running_for_a_set_time(
     namespace: str,
     status: Callable[[], Any],
 ) -> None:
-    first = deploy(**OLD)
+    first = deploy(**OLD, **DRAIN)
     client = asking()
 
-    second = deploy(**NEW, strategy="blue_green", keep_seconds=3600)
+    second = deploy(**NEW, **DRAIN, strategy="blue_green", keep_seconds=3600)
     time.sleep(0.3)
 
     assert client.stop()[-1] == "new"
@@ -164,8 +168,8 @@ def test_blue_green_keeps_the_old_one_running_for_a_set_time(
 def test_a_kept_revision_takes_over_at_once_and_without_a_gap(
     deploy: Deploy, two_gpus: None, asking: Callable[[], Client], namespace: str
 ) -> None:
-    deploy(**OLD)
-    deploy(**NEW, strategy="blue_green")
+    deploy(**OLD, **DRAIN)
+    deploy(**NEW, **DRAIN, strategy="blue_green")
     client = asking()
 
     rollback(name="tiny", namespace=namespace)
@@ -258,7 +262,7 @@ def test_a_model_that_answers_wrongly_never_becomes_the_services_target(
     client = asking()
 
     with pytest.raises(WrongAnswerError) as caught:
-        deploy(**NEW, strategy=strategy, verify=wrong)
+        deploy(**NEW, **DRAIN, strategy=strategy, verify=wrong)
     time.sleep(0.3)
     answers = client.stop()
 
