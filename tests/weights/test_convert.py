@@ -456,10 +456,21 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
 def test_a_complete_copy_is_a_model_of_its_own(root: str) -> None:
     source = pickled_model(f"{root}/source", **{"README.md": b"x"})
     converted = convert(source, f"{root}/model", copy_unchanged=True)
-    paths = [file.path for file in list_files(f"{root}/model")]
-    assert paths == [WEIGHTS_RECORD, "config.json", "model.safetensors", "tokenizer.json"]
+    record, *paths = [file.path for file in list_files(f"{root}/model")]
+    assert paths == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert record == (WEIGHTS_RECORD if root.startswith("gs://") else "_conversion.json")
     assert all(file.uri.startswith(f"{root}/model/") for file in converted.files)
     assert convert(source, f"{root}/model", copy_unchanged=True).moved_bytes == 0
+
+
+def test_a_complete_copy_can_be_published_by_passing_it_through(tmp_path: Path) -> None:
+    source = pickled_model(tmp_path / "source")
+    convert(source, str(tmp_path / "model"), copy_unchanged=True)
+    prepared = convert(str(tmp_path / "model"), str(tmp_path / "prepared"))
+    assert prepared.moved_bytes == 0
+    assert [file.path for file in prepared.files] == ["config.json", "model.safetensors", "tokenizer.json"]
+    release = upload_model(weights_uri=str(tmp_path / "prepared"), release_root=str(tmp_path / "releases"))
+    assert {file.path: file.sha256 for file in release.files} == {f.path: f.sha256 for f in prepared.files}
 
 
 def test_a_complete_copy_of_safetensors_is_equal(root: str) -> None:

@@ -39,7 +39,7 @@ from streamway.weights.shards import (
     INDEX_NAME,
     Shard,
 )
-from streamway.weights.sources import ModelSource, SourceFile, read_source, version_of
+from streamway.weights.sources import COPY_RECORD, ModelSource, SourceFile, read_source, version_of
 
 log = logging.getLogger("streamway.weights")
 
@@ -104,7 +104,8 @@ def convert_weights(
         shard_bytes: Most bytes of tensors in one new shard.
         copy_unchanged: Copy what needs no change as well, so that `weights_uri` is a complete model.
         sha256: Whether new files get one. It takes longer than copying between local disks, so by default a complete
-            local copy (`copy_unchanged`) is proved by crc32c alone, and whatever goes towards a release gets both.
+            local copy (`copy_unchanged`) is proved by crc32c alone, and recorded as `_conversion.json`; whatever goes
+            towards a release gets both.
         memory_bytes: Most memory for bytes in flight.
         on_progress: Called with (bytes done, bytes in all).
 
@@ -165,6 +166,7 @@ class _Work:
         self.workers = _LOCAL_WORKERS if local else _REMOTE_WORKERS
         self.on_progress = on_progress
         self.fingerprint = self._fingerprint()
+        self.record_uri = join(weights_uri, WEIGHTS_RECORD if sha256 else COPY_RECORD)
 
     def _fingerprint(self) -> str:
         row = hashlib.sha256(f"{_RULES_VERSION} {self.shard_bytes} {self.copy_unchanged} {self.sha256}".encode())
@@ -174,11 +176,11 @@ class _Work:
 
     def find_earlier(self) -> ConvertedWeights | None:
         """Return what an earlier call with the same source and settings left, if all of it is still there."""
-        record_uri = join(self.uri, WEIGHTS_RECORD)
-        if not exists(record_uri):
+        if not exists(self.record_uri):
             return None
         try:
-            record = PreparedWeights.from_json(read_file(record_uri, max_bytes=_RECORD_BYTES), uri=record_uri)
+            data = read_file(self.record_uri, max_bytes=_RECORD_BYTES)
+            record = PreparedWeights.from_json(data, uri=self.record_uri)
         except StorageError:
             return None
         if record.report.get("fingerprint") != self.fingerprint:
@@ -210,7 +212,7 @@ class _Work:
             files=tuple(sorted(recorded, key=lambda file: file.path)),
             report=report,
         )
-        write_file(join(self.uri, WEIGHTS_RECORD), record.to_json().encode())
+        write_file(self.record_uri, record.to_json().encode())
         return _from_record(self.uri, record, moved_bytes=moved)
 
     def _refuse_strays(self, plan: ConversionPlan) -> None:

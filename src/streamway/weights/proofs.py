@@ -9,7 +9,7 @@ source's tensors, in the header's order, add up to; so nothing is read twice thr
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -63,20 +63,25 @@ class WitnessReader:
 
     def read_into(self, offset: int, view: memoryview) -> None:
         # A checksum of what was just read comes out of the processor's cache; a request to a bucket stays whole.
-        step = _BUFFER_BYTES if hasattr(self._reader, "fileno") else len(view)
-        for at in range(0, len(view), max(1, step)):
-            block = view[at : at + step]
-            read_into(self._reader, offset + at, block)
-            self._note(offset + at, block)
-
-    def _note(self, offset: int, block: memoryview) -> None:
-        start, end = offset, offset + len(block)
-        while start < end:
-            cut = bisect_right(self._cuts, start)
-            stop = min(self._cuts[cut] if cut < len(self._cuts) else end, end)
-            checksum = crc32c(block[start - offset : stop - offset])
+        in_blocks = hasattr(self._reader, "fileno")
+        if not in_blocks:
+            read_into(self._reader, offset, view)
+        for start, stop in self._cut(offset, offset + len(view)):
+            checksum = 0
+            for at in range(start, stop, _BUFFER_BYTES):
+                block = view[at - offset : min(at + _BUFFER_BYTES, stop) - offset]
+                if in_blocks:
+                    read_into(self._reader, at, block)
+                checksum = crc32c(block, checksum)
             with self._lock:
                 self._seen[start] = (stop, checksum)
+
+    def _cut(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Cut a range where tensors begin and end."""
+        while start < end:
+            following = bisect_right(self._cuts, start)
+            stop = min(self._cuts[following] if following < len(self._cuts) else end, end)
+            yield start, stop
             start = stop
 
     def checksum(self, start: int, end: int) -> int:

@@ -9,6 +9,9 @@ from streamway.errors import StorageError
 from streamway.storage import StoredFile, exists, join, list_files, open_reader, read_file
 from streamway.storage.records import SNAPSHOT_RECORD, WEIGHTS_RECORD, PreparedWeights, Snapshot
 
+COPY_RECORD = "_conversion.json"
+"""What a complete copy gets in the place of `_weights.json` when its files have no sha256, which a release needs."""
+
 _RECORD_BYTES = 64 * 1024 * 1024
 _JSON_BYTES = 64 * 1024 * 1024
 
@@ -76,7 +79,7 @@ def read_source(uri: str) -> ModelSource:
     """
     if record := _read_record(uri):
         return _from_record(uri, record)
-    files = tuple(_stored(file) for file in list_files(uri))
+    files = tuple(_stored(file) for file in list_files(uri) if file.path != COPY_RECORD)
     if not files:
         raise StorageError(f"{uri} has no files.", next_step="Give the folder or gs:// prefix that holds the model.")
     return ModelSource(uri=uri, files=files)
