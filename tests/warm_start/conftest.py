@@ -15,9 +15,12 @@ import pytest
 import yaml
 
 from streamway import gate, server, storage, warm_start
-from streamway.cluster import ClusterConnection, connect
-from streamway.storage.manifest import Manifest, ManifestFile
+from streamway.cluster import ClusterConnection, connect, run_in_container
+from streamway.sandbox.engine import Engine, engine_environment, ensure_engine
+from streamway.sandbox.hub_repository import find_repository
+from streamway.sandbox.seed import SAFETENSORS_MODEL, ensure_seeds
 from streamway.storage.digests import crc32c
+from streamway.storage.manifest import Manifest, ManifestFile
 
 IMAGES = Path(__file__).parent / "images"
 BUCKET = "kits"
@@ -31,6 +34,7 @@ class Parts:
 
     kubeconfig: str
     storage_url: str
+    images_path: Path
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +51,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
         }
         images.write_text(json.dumps([row]))
         cluster = start(processes, folder, "cluster", "--images", str(images), "--gpus", "2")
-        yield Parts(kubeconfig=cluster["environment"]["KUBECONFIG"], storage_url=bucket["url"])
+        yield Parts(kubeconfig=cluster["environment"]["KUBECONFIG"], storage_url=bucket["url"], images_path=images)
     finally:
         for process in processes:
             process.terminate()
@@ -168,12 +172,13 @@ class House:
     def get(self, group: str, resource: str) -> dict[str, Any]:
         return self.connection.get(f"{group}/namespaces/{self.namespace}/{resource}")
 
-    def replace_pod(self) -> dict[str, Any]:
+    def replace_pod(self, *, seconds: float = 30) -> dict[str, Any]:
         """Lose the pod, as with a node, and return the ready one that comes in its place."""
         (old,) = self.pods()
         path = f"/api/v1/namespaces/{self.namespace}/pods/{old['metadata']['name']}"
         self.connection.request("DELETE", path, query={"gracePeriodSeconds": 0})
-        until(lambda: [pod for pod in self.pods() if pod["metadata"]["uid"] != old["metadata"]["uid"] and ready(pod)])
+        uid = old["metadata"]["uid"]
+        until(lambda: [pod for pod in self.pods() if pod["metadata"]["uid"] != uid and ready(pod)], seconds=seconds)
         (new,) = self.pods()
         return new
 
@@ -182,6 +187,13 @@ class House:
         text = self.connection.text(f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log", {"container": "engine"})
         line = next(line for line in text.splitlines() if "CACHE " in line)
         return dict(json.loads(line.partition("CACHE ")[2]))
+
+    def files_in_cache(self, pod: str) -> dict[str, str]:
+        """What is in the cache of a pod now: paths and digests."""
+        command = ["sh", "-c", 'cd "$VLLM_CACHE_ROOT" && find . -type f -exec sha256sum {} +']
+        said = b"".join(run_in_container(self.connection, self.namespace, pod, "engine", command, timeout_seconds=60))
+        lines = (line.split(maxsplit=1) for line in said.decode().splitlines())
+        return {name.removeprefix("./"): digest for digest, name in lines}
 
     def said_about_kit(self, pod: dict[str, Any]) -> str:
         statuses = pod["status"]["initContainerStatuses"]
@@ -239,6 +251,43 @@ def as_account(
         monkeypatch.setenv("KUBECONFIG", str(limited))
 
     return become
+
+
+@pytest.fixture(scope="session")
+def real_engine(parts: Parts) -> Engine:
+    """The real engine, which from now on is an image of the cluster's."""
+    engine = ensure_engine(print)
+    row = {
+        "image": "vllm/vllm-openai:*",
+        "path": str(engine.bin_path),
+        "environment": {
+            **engine_environment(engine),
+            "STORAGE_EMULATOR_HOST": parts.storage_url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": parts.storage_url,
+            "RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS": "true",
+            "GOOGLE_CLOUD_PROJECT": "tests",
+            "VLLM_RPC_BASE_PATH": "/tmp",
+        },
+    }
+    fresh = parts.images_path.with_suffix(".new")
+    fresh.write_text(json.dumps([*json.loads(parts.images_path.read_text()), row]))
+    fresh.replace(parts.images_path)
+    return engine
+
+
+@pytest.fixture
+def real_model(real_engine: Engine, tmp_path: Path) -> Path:
+    """A folder with the files of a small real model."""
+    repository = find_repository(ensure_seeds(real_engine, print), SAFETENSORS_MODEL)
+    assert repository is not None
+    commit = repository.resolve("main")
+    assert commit is not None
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path, file in commit.files.items():
+        if not path.startswith("."):
+            (folder / path).symlink_to(repository.blob_path(file))
+    return folder
 
 
 def ready(pod: dict[str, Any]) -> bool:
