@@ -167,6 +167,7 @@ def test_what_could_not_be_read_is_said() -> None:
     assert "The record of Upload cannot be read: it is not JSON." in text
     assert "The record of Pull is of another version" in text
     assert "Upload unreadable" in text
+    assert "no step wrote why; the record of Upload cannot be read" in text_of(render_page(journal, state="FAILED"))
 
 
 def test_a_run_whose_worker_was_killed_names_the_step_that_left_nothing() -> None:

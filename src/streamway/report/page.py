@@ -84,7 +84,7 @@ def _verdict(journal: RunJournal, state: str, message: str) -> str:
     said = _success(journal) if kind == "good" else _failure(journal, state, message)
     return (
         f'<header class="{kind}"><p class="word">{show(_word(journal, state))}</p>'
-        f"<h1>{show(_subject(journal), limit=200)}</h1>{said}</header>"
+        f"<h1>{show(_subject(journal), limit=100)}</h1>{said}</header>"
     )
 
 
@@ -114,17 +114,22 @@ def _kind(failed: StepRecord) -> str:
 
 
 def _failure_without_words(journal: RunJournal, state: str, message: str) -> str:
-    written = {record.name for record in journal.records}
-    missing = next((name for name in journal.steps if name not in written), "")
     after = f" after {TITLES.get(journal.records[-1].name, '')}" if journal.records else ""
-    suspect = f"{TITLES[missing]} left no record of its end" if missing else "every step says that it succeeded"
     said = f'<div class="problem">{show(message, limit=_PROBLEM_CHARACTERS)}</div>' if message else ""
     return (
-        f"<p>The run ended as {show(state, limit=40)}{after}, and no step wrote why; {suspect}. It was stopped from "
-        f"outside, or the journal could not be written.</p>{said}"
+        f"<p>The run ended as {show(state, limit=40)}{after}, and no step wrote why; {_suspect(journal)}. "
+        f"It was stopped from outside, or the journal could not be written.</p>{said}"
         '<p class="next"><strong>Next:</strong> Read the log of the last task; a worker that runs out of memory is '
         "killed without a word.</p>"
     )
+
+
+def _suspect(journal: RunJournal) -> str:
+    if journal.unreadable:
+        return f"the record of {TITLES[journal.unreadable[0].name]} cannot be read"
+    written = {record.name for record in journal.records}
+    missing = next((name for name in journal.steps if name not in written), "")
+    return f"{TITLES[missing]} left no record of its end" if missing else "every step says that it succeeded"
 
 
 def _key_figures(journal: RunJournal) -> str:

@@ -9,6 +9,7 @@ from streamway.report.journal import RunJournal, StepRecord
 from streamway.report.parts import definitions, paragraph, row, rows, section, table
 from streamway.report.pictures import bar
 from streamway.report.words import (
+    brief,
     count,
     format_bytes,
     format_dollars,
@@ -90,8 +91,8 @@ def source(journal: RunJournal) -> str:
     revision = facts.get("revision")
     lines = {
         "Source": facts.get("source") or "Hugging Face Hub",
-        "Commit": f"{facts.get('commit_sha', '')}{f' (asked for as {revision})' if revision else ''}",
-        "Licence": facts.get("licence", ""),
+        "Commit": f"{brief(facts.get('commit_sha', ''))}{f' (asked for as {brief(revision)})' if revision else ''}",
+        "Licence": brief(facts.get("licence", "")),
         "Release": published.get("uri", "not published"),
         "Size": f"{size}{in_files}",
     }

@@ -16,8 +16,7 @@ _NEWLINES = re.compile(r"\n{3,}")
 # Marks that reorder or isolate the text around them (Unicode Standard Annex #9), and so can fake what is read.
 _BIDIRECTIONAL = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _REPLACED: dict[int, int | str] = {
-    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F) if chr(code) not in "\n\t"},
     **dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), 0xFFFD),
     **{code: f"[U+{code:04X}]" for code in _BIDIRECTIONAL},
 }
@@ -32,6 +31,12 @@ def show(value: Any, *, limit: int = MOST_CHARACTERS) -> str:
     if more > 0:
         text = f"{text[:limit].rstrip()}… ({more:,} more characters)"
     return escape(text.translate(_REPLACED))
+
+
+def brief(value: Any, *, limit: int = 100) -> str:
+    """Cut a name that should be short."""
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def number(value: Any) -> float:
