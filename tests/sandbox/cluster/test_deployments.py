@@ -184,11 +184,17 @@ def test_endpoints_follow_readiness(web: Web) -> None:
     web.apply_service()
     path = f"/api/v1/namespaces/{web.namespace}/endpoints/web"
     slices = f"/apis/discovery.k8s.io/v1/namespaces/{web.namespace}/endpointslices"
-    web.apply()
-    web.rolled_out()
+    web.apply(readinessProbe={"httpGet": {"path": "/gate", "port": 8000}, "periodSeconds": 1})
+    wait_until(lambda: web.cluster.get(path).get("subsets"))
     (subset,) = web.cluster.get(path)["subsets"]
     (pod,) = web.pods()
-    assert [one["ip"] for one in subset["addresses"]] == [pod["status"]["podIP"]]
+    address = pod["status"]["podIP"]
+    assert "addresses" not in subset
+    assert [one["ip"] for one in subset["notReadyAddresses"]] == [address]
+    web.cluster.kubectl("exec", "-n", web.namespace, "deploy/web", "--", "touch", "gate")
+    web.rolled_out()
+    (subset,) = web.cluster.get(path)["subsets"]
+    assert [one["ip"] for one in subset["addresses"]] == [address]
     assert subset["ports"] == [{"name": "api", "port": 8000, "protocol": "TCP"}]
     (found,) = web.cluster.get(slices)["items"]
     assert found["endpoints"][0]["conditions"] == {"ready": True, "serving": True, "terminating": False}

@@ -127,8 +127,8 @@ def test_refusals_on_order(cluster: RunningCluster, echo: str) -> None:
 
 def _exec(cluster: RunningCluster, namespace: str, *command: str, **options):
     run = cluster.core.connect_get_namespaced_pod_exec
-    channels = {"stdin": False, "stdout": True, "stderr": True, "tty": False}
-    return stream(run, "echo", namespace, command=list(command), **channels, **options)
+    channels = {"stdin": False, "stdout": True, "stderr": True, "tty": False, **options}
+    return stream(run, "echo", namespace, command=list(command), **channels)
 
 
 def test_typed_client_runs_commands(cluster: RunningCluster, echo: str) -> None:
@@ -171,3 +171,16 @@ def test_container_that_does_not_run_cannot_be_entered(cluster: RunningCluster, 
     cluster.wait_pod(namespace, "p", lambda pod: pod["status"]["phase"] == "Succeeded")
     done = cluster.kubectl("exec", "p", "-n", namespace, "--", "true", check=False)
     assert done.returncode != 0
+
+
+def test_terminal_is_a_terminal(cluster: RunningCluster, echo: str) -> None:
+    script = "test -t 0 && read line && stty size && echo got $line"
+    running = _exec(cluster, echo, "sh", "-c", script, stdin=True, tty=True, _preload_content=False)
+    running.write_channel(4, '{"Width":100,"Height":30}')
+    running.write_stdin("hello\n")
+    seen = ""
+    while running.is_open():
+        running.update(timeout=1)
+        seen += running.read_stdout(timeout=0.1) or "" if running.peek_stdout() else ""
+    assert "30 100\r\ngot hello\r\n" in seen
+    assert running.returncode == 0

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+import requests
 from kubernetes import watch
 
 from tests.sandbox.cluster.conftest import RunningCluster, wait_until
@@ -102,6 +104,14 @@ def test_broken_connection_can_be_resumed(cluster: RunningCluster, namespace: st
     cluster.create(path, {"metadata": {"name": "end"}})
     follower.join(20)
     assert seen == ["kube-root-ca.crt", "a", "b", "end"]
+
+
+def test_dropped_watch_breaks_off(cluster: RunningCluster, namespace: str) -> None:
+    events = lines(cluster, f"/api/v1/namespaces/{namespace}/configmaps?watch=1&timeoutSeconds=20")
+    assert next(events)["type"] == "ADDED"
+    cluster.knob("watches/drop")
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        next(events)
 
 
 def test_open_watch_can_be_expired(cluster: RunningCluster, namespace: str) -> None:

@@ -7,6 +7,10 @@ lets a client end stdin: https://github.com/kubernetes/enhancements/tree/master/
 
 import asyncio
 import json
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import aiohttp
 from aiohttp import web
@@ -14,10 +18,11 @@ from aiohttp import web
 from streamway.sandbox.cluster.api.logs import choose_container
 from streamway.sandbox.cluster.api.runtime import PodRuntime
 from streamway.sandbox.cluster.api.statuses import ApiError, bad_request
+from streamway.sandbox.cluster.api.terminals import Terminal
 from streamway.sandbox.cluster.objects import Object
 
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
-_STDIN, _STDOUT, _STDERR, _ERROR, _CLOSE = 0, 1, 2, 3, 255
+_STDIN, _STDOUT, _STDERR, _ERROR, _RESIZE, _CLOSE = 0, 1, 2, 3, 4, 255
 _CHUNK_BYTES = 1 << 16
 _TRUE = ("1", "true", "True")
 
@@ -40,60 +45,89 @@ async def execute(request: web.Request, pod: Object, runtime: PodRuntime) -> web
         raise ApiError(500, "InternalError", text)
     socket = web.WebSocketResponse(protocols=PROTOCOLS, max_msg_size=0, compress=False)
     await socket.prepare(request)
-    status = await _run(socket, pod, runtime, container, command, with_stdin=query.get("stdin") in _TRUE)
+    session = _Session(socket, query.get("stdin") in _TRUE, Terminal() if query.get("tty") in _TRUE else None)
+    status = await session.run(runtime, pod, container, command)
     if not socket.closed:
         await socket.send_bytes(bytes([_ERROR]) + json.dumps(status).encode())
         await socket.close()
     return socket
 
 
-async def _run(
-    socket: web.WebSocketResponse,
-    pod: Object,
-    runtime: PodRuntime,
-    container: str,
-    command: list[str],
-    *,
-    with_stdin: bool,
-) -> Object:
-    try:
-        process = await runtime.run_inside(pod, container, command, with_stdin=with_stdin)
-    except (FileNotFoundError, PermissionError) as error:
-        return _not_started(command[0], error)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    listening = asyncio.create_task(_listen(socket, process))
-    try:
+class _Session:
+    """One process and its client.
+
+    Args:
+        socket: The client.
+        with_stdin: Whether the client sends input.
+        terminal: The terminal of the process, None for pipes.
+    """
+
+    def __init__(self, socket: web.WebSocketResponse, with_stdin: bool, terminal: Terminal | None) -> None:
+        self._socket = socket
+        self._with_stdin = with_stdin
+        self._terminal = terminal
+
+    async def run(self, runtime: PodRuntime, pod: Object, container: str, command: list[str]) -> Object:
+        """Run a command to its end; gives the Status that the client is told."""
+        inner = self._terminal.inner if self._terminal else None
+        try:
+            process = await runtime.run_inside(pod, container, command, with_stdin=self._with_stdin, terminal=inner)
+        except (FileNotFoundError, PermissionError) as error:
+            return _not_started(command[0], error)
+        if self._terminal is not None:
+            await self._terminal.open()
+        listening = asyncio.create_task(self._listen(process))
+        try:
+            await self._send_output(process)
+            return _ended(await process.wait())
+        except ConnectionResetError:
+            return _ended(-1)
+        finally:
+            listening.cancel()
+            _end_session(process)
+            if self._terminal is not None:
+                self._terminal.close()
+
+    async def _send_output(self, process: asyncio.subprocess.Process) -> None:
+        if self._terminal is not None:
+            await self._send_stream(_STDOUT, self._terminal.read)
+            return
+        assert process.stdout is not None
+        assert process.stderr is not None
         await asyncio.gather(
-            _send_stream(socket, _STDOUT, process.stdout), _send_stream(socket, _STDERR, process.stderr)
+            self._send_stream(_STDOUT, process.stdout.read), self._send_stream(_STDERR, process.stderr.read)
         )
-        return _ended(await process.wait())
-    except ConnectionResetError:
-        return _ended(-1)
-    finally:
-        listening.cancel()
-        if process.returncode is None:
-            process.kill()
 
+    async def _send_stream(self, channel: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+        while chunk := await read(_CHUNK_BYTES):
+            await self._socket.send_bytes(bytes([channel]) + chunk)
 
-async def _send_stream(socket: web.WebSocketResponse, channel: int, stream: asyncio.StreamReader) -> None:
-    while chunk := await stream.read(_CHUNK_BYTES):
-        await socket.send_bytes(bytes([channel]) + chunk)
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Feed the process from the client; a client that leaves takes its process with it."""
+        async for message in self._socket:
+            data = message.data.encode() if message.type is aiohttp.WSMsgType.TEXT else message.data
+            if isinstance(data, bytes) and data:
+                await self._take(process, data[0], data[1:])
+        _end_session(process)
 
-
-async def _listen(socket: web.WebSocketResponse, process: asyncio.subprocess.Process) -> None:
-    """Feed stdin from the client; a client that leaves takes its process with it."""
-    async for message in socket:
-        data = message.data.encode() if message.type is aiohttp.WSMsgType.TEXT else message.data
-        if not isinstance(data, bytes) or not data or process.stdin is None:
-            continue
-        if data[0] == _STDIN:
-            process.stdin.write(data[1:])
+    async def _take(self, process: asyncio.subprocess.Process, channel: int, data: bytes) -> None:
+        if self._terminal is not None:
+            if channel == _STDIN:
+                self._terminal.write(data)
+            elif channel == _RESIZE:
+                self._terminal.resize(data)
+        elif process.stdin is not None and channel == _STDIN:
+            process.stdin.write(data)
             await process.stdin.drain()
-        elif data[0] == _CLOSE and data[1:2] == bytes([_STDIN]):
+        elif process.stdin is not None and channel == _CLOSE and data[:1] == bytes([_STDIN]):
             process.stdin.close()
+
+
+def _end_session(process: asyncio.subprocess.Process) -> None:
+    """End a process, which leads a session of its own, and what it started there."""
     if process.returncode is None:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ended(code: int) -> Object:

@@ -20,9 +20,16 @@ class PodRuntime(Protocol):
         """Give the host and port on which a container's port really listens."""
 
     async def run_inside(
-        self, pod: Object, container: str, command: list[str], *, with_stdin: bool
+        self, pod: Object, container: str, command: list[str], *, with_stdin: bool, terminal: int | None = None
     ) -> asyncio.subprocess.Process:
         """Start a process with the environment and directory of a running container.
+
+        Args:
+            pod: The pod.
+            container: The container's name.
+            command: What to run.
+            with_stdin: Whether its input is a pipe; else it has none.
+            terminal: A terminal's descriptor for its input and outputs, in place of pipes.
 
         Raises:
             FileNotFoundError: the command is not in the container.

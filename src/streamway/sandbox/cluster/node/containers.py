@@ -144,7 +144,9 @@ class Container:
         if self._process is not None:
             self._process.kill()
 
-    async def run_inside(self, command: list[str], *, with_stdin: bool = False) -> asyncio.subprocess.Process:
+    async def run_inside(
+        self, command: list[str], *, with_stdin: bool = False, terminal: int | None = None
+    ) -> asyncio.subprocess.Process:
         """Start a process with the container's environment and directory.
 
         Raises:
@@ -155,7 +157,7 @@ class Container:
         argv = rewriter_of(self._around, self.spec).all(command)
         check_executable(argv[0], self._command)
         inside = Command(argv=argv, environment=self._command.environment, directory=self._command.directory)
-        return await start_inside(inside, with_stdin=with_stdin)
+        return await start_inside(inside, with_stdin=with_stdin, terminal=terminal)
 
     async def _run_once(self) -> int:
         self.started.clear()

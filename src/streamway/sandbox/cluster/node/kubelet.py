@@ -200,7 +200,7 @@ class Kubelet:
         return worker.address, worker.real_port(port)
 
     async def run_inside(
-        self, pod: Object, container: str, command: list[str], *, with_stdin: bool
+        self, pod: Object, container: str, command: list[str], *, with_stdin: bool, terminal: int | None = None
     ) -> asyncio.subprocess.Process:
         """Start a process with the environment and directory of a running container.
 
@@ -211,7 +211,7 @@ class Kubelet:
         found = worker.container(container) if worker else None
         if found is None:
             raise not_found(POD, name_of(pod))
-        return await found.run_inside(command, with_stdin=with_stdin)
+        return await found.run_inside(command, with_stdin=with_stdin, terminal=terminal)
 
     async def _renew_leases(self) -> None:
         while True:

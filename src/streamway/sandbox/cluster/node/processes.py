@@ -103,13 +103,17 @@ async def start_container(command: Command, log: Path) -> ContainerProcess:
     return ContainerProcess(keeper)
 
 
-async def start_inside(command: Command, *, with_stdin: bool) -> asyncio.subprocess.Process:
-    """Start a process beside a container, with pipes to its input and outputs."""
+async def start_inside(
+    command: Command, *, with_stdin: bool, terminal: int | None = None
+) -> asyncio.subprocess.Process:
+    """Start a process beside a container, with pipes to its input and outputs, or with a terminal."""
     described = {
         "command": command.argv,
         "environment": command.environment,
         "directory": str(command.directory),
     }
+    if terminal is not None:
+        return await _launch(described, ["--terminal"], stdin=terminal, stdout=terminal, stderr=terminal)
     pipe = asyncio.subprocess.PIPE
     stdin = pipe if with_stdin else asyncio.subprocess.DEVNULL
     return await _launch(described, ["--direct"], stdin=stdin, stdout=pipe, stderr=pipe)

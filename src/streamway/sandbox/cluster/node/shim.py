@@ -4,18 +4,21 @@ It outlives nothing and lets nothing outlive it: it collects every process the c
 subreaper), kills them all when the main process ends or when the node dies, and writes the log with the time of each
 line. It is run as a script, isolated and without site packages, so that it starts in a few milliseconds.
 
-    python -I -S shim.py FD            keep a container described as JSON on that descriptor
-    python -I -S shim.py FD --direct   become the described process, dying with the parent
+    python -I -S shim.py FD PARENT              keep a container described as JSON on that descriptor
+    python -I -S shim.py FD PARENT --direct     become the described process, dying with the parent
+    python -I -S shim.py FD PARENT --terminal   the same, taking the standard input for its terminal
 
 SIGTERM is passed on to the main process; SIGQUIT kills everything at once.
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import selectors
 import signal
 import sys
+import termios
 import time
 from typing import Any, BinaryIO, NoReturn
 
@@ -195,8 +198,10 @@ def main() -> None:
     parent = int(sys.argv[2])
     with open(int(sys.argv[1]), "rb") as source:  # noqa: PTH123
         described = json.loads(source.read())
-    if sys.argv[3:] == ["--direct"]:
+    if sys.argv[3:]:
         _die_with_parent(signal.SIGKILL, parent)
+        if sys.argv[3] == "--terminal":
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _become(described)
     _die_with_parent(signal.SIGQUIT, parent)
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
