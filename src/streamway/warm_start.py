@@ -110,12 +110,15 @@ def keep_kit(
 def read_kit_status(release_uris: Sequence[str]) -> tuple[KitStatus, ...]:
     """Say which kits some releases have, and what they saved.
 
-    Raises:
-        StorageError: the bucket refuses, or an index is damaged.
+    A bucket that this account may not read is told in the log: an endpoint's status is worth something without it.
     """
-    return tuple(
-        _status(uri, key, kit) for uri in dict.fromkeys(release_uris) for key, kit in sorted(read_kits(uri).items())
-    )
+    try:
+        return tuple(
+            _status(uri, key, kit) for uri in dict.fromkeys(release_uris) for key, kit in sorted(read_kits(uri).items())
+        )
+    except StreamwayError as error:
+        logger.warning("which warm-start kits there are cannot be told: %s", error.problem)
+        return ()
 
 
 def _known_kit(pod: ProvedPod) -> StoredKit | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import logging
 import tarfile
 from collections.abc import Callable
@@ -10,8 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from streamway import server, storage, warm_start
+from streamway.cli.endpoint import status
+from streamway.errors import RolloutError
+from streamway.server.kit import Kit
+from streamway.server.kit_offer import offer_kit
 from streamway.storage.kits import read_kits
 
 ROLE = Path(__file__).parents[2] / "docs" / "warm-start-role.yaml"
@@ -223,3 +229,35 @@ def test_the_documented_role_is_enough_and_each_of_it_is_needed(
     assert (kit is not None) == exec_too
     assert ('cannot get resource "pods/exec"' in caplog.text) != exec_too
     assert "offered" not in caplog.text
+
+
+def test_an_offer_that_an_interrupted_run_left_is_removed_by_the_next(house: Any) -> None:
+    kit = Kit(uri="gs://kits/none.tar", sha256="0" * 64, size_bytes=1)
+    offer_kit(house.connection, kit, namespace=house.namespace, endpoint="tiny", revision="0000000-00000")
+
+    deployed = house.serve()
+
+    offers = [name for name in house.versions() if name.startswith("configmaps/tiny")]
+    assert offers == [f"configmaps/tiny-{deployed.revision}-kit"]
+
+
+def test_a_server_that_fails_with_a_kit_says_that_it_had_one(house: Any) -> None:
+    house.serve()
+    server.retire_server(name="tiny", namespace=house.namespace)
+    (kit,) = read_kits(house.release_uri).values()
+
+    with pytest.raises(RolloutError) as caught:
+        house.deploy(timeout_seconds=5, replicas=9)
+
+    assert f"It was given the warm-start kit {kit.uri}" in caught.value.problem
+
+
+def test_status_tells_of_kits_on_the_command_line(house: Any) -> None:
+    house.serve()
+
+    told = CliRunner().invoke(status, ["tiny", "--namespace", house.namespace, "--json"])
+
+    (kit,) = json.loads(told.stdout)["kits"]
+    assert (kit["first"]["engine_seconds"], kit["saved_seconds"]) == (30.0, None)
+    shown = CliRunner().invoke(status, ["tiny", "--namespace", house.namespace])
+    assert "made by a start of 30.0 s of engine initialisation; no start has used it yet" in shown.stdout

@@ -1,8 +1,10 @@
 """`streamway status` and `streamway rollback`: an endpoint as it is, and the way back."""
 
+import dataclasses
+
 import click
 
-from streamway import server
+from streamway import server, warm_start
 from streamway.cli import output
 from streamway.cli.options import json_option
 
@@ -21,7 +23,9 @@ cluster_option = click.option(
 def status(name: str, namespace: str, cluster: str, as_json: bool) -> None:
     """Say what endpoint NAME serves, since when, and what it could go back to."""
     found = server.read_status(name=name, namespace=namespace, cluster=cluster)
-    output.give(found, as_json=as_json, lines=_status_lines(found))
+    kits = warm_start.read_kit_status([revision.release_uri for revision in found.revisions])
+    lines = _status_lines(found) + [f"  {'warm start':10} {kit.line()}" for kit in kits]
+    output.give({**dataclasses.asdict(found), "kits": kits}, as_json=as_json, lines=lines)
 
 
 @click.command()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from streamway.cluster import ClusterConnection, connect
-from streamway.errors import SettingsError
+from streamway.errors import RolloutError, SettingsError
 from streamway.server.apply import apply
 from streamway.server.endpoint import read_endpoint
 from streamway.server.engine import PORT
@@ -211,9 +211,16 @@ def deploy_server(
     )
     with hold_endpoint(connection, namespace, name) as holding:
         endpoint = read_endpoint(connection, namespace, name)
+        kit = None
         if find_kit is not None and plan.revision not in endpoint.revisions:
-            offer_found_kit(connection, spec, find_kit, revision=plan.revision)
-        done = roll_out(connection, endpoint, replace(plan, still_ours=holding.check))
+            known = endpoint.revisions
+            kit = offer_found_kit(connection, spec, find_kit, revision=plan.revision, known=known)
+        try:
+            done = roll_out(connection, endpoint, replace(plan, still_ours=holding.check))
+        except RolloutError as error:
+            if kit is not None:
+                error.add_outcome(f"It was given the warm-start kit {kit.uri}; delete that to try without.")
+            raise
     if not (changed or done.changed):
         logger.info("endpoint %s already serves this release; nothing changed", name)
     return DeployedServer(

@@ -4,10 +4,11 @@ Kits only save time, so an account without rights on ConfigMaps goes without the
 """
 
 import logging
+from collections.abc import Collection
 
 from streamway.cluster import RELEASE, REVISION, ClusterConnection, Manifest
 from streamway.errors import ClusterError, ClusterPermissionError
-from streamway.server.apply import apply, delete
+from streamway.server.apply import apply, collection_path, delete
 from streamway.server.kit import FindKit, Kit, is_warm, kit_key
 from streamway.server.manifests import FIELD_MANAGER, INSTANCE, MANAGED_BY, kit_name
 from streamway.server.spec import ServerSpec, derive
@@ -15,18 +16,33 @@ from streamway.server.spec import ServerSpec, derive
 logger = logging.getLogger("streamway.server")
 
 
-def offer_found_kit(connection: ClusterConnection, spec: ServerSpec, find_kit: FindKit, *, revision: str) -> bool:
-    """Look for the kit of a server that is about to be made, and offer it to the pods to come; True if there is one."""
+def offer_found_kit(
+    connection: ClusterConnection, spec: ServerSpec, find_kit: FindKit, *, revision: str, known: Collection[str] = ()
+) -> Kit | None:
+    """Look for the kit of a server that is about to be made, and offer it to the pods to come.
+
+    Args:
+        connection: The cluster.
+        spec: The server.
+        find_kit: Finds the kit of a key.
+        revision: The revision that is about to be made.
+        known: Revisions that exist; offers to others are left from interrupted runs and removed.
+
+    Returns:
+        The kit that was offered; None where there is none.
+    """
     derived = derive(spec)
     if not is_warm(spec, derived):
-        return False
+        return None
+    withdraw_kits(connection, spec.namespace, spec.name, keep={*known, revision})
     key = kit_key(spec, derived)
     kit = find_kit(key)
     if kit is None:
         logger.info("there is no warm-start kit %s for this release yet; the engine prepares everything itself", key)
-        return False
+        return None
     logger.info("warm-start kit %s (%.1f MiB) will be restored before the engine starts", key, kit.size_bytes / 2**20)
-    return offer_kit(connection, kit, namespace=spec.namespace, endpoint=spec.name, revision=revision)
+    offered = offer_kit(connection, kit, namespace=spec.namespace, endpoint=spec.name, revision=revision)
+    return kit if offered else None
 
 
 def offer_kit(
@@ -82,6 +98,20 @@ def offer_manifest(
         "metadata": metadata,
         "data": {"uri": kit.uri, "sha256": kit.sha256, "size_bytes": str(kit.size_bytes)},
     }
+
+
+def withdraw_kits(connection: ClusterConnection, namespace: str, endpoint: str, *, keep: Collection[str] = ()) -> None:
+    """Remove the offers of an endpoint to any revision but those to `keep`."""
+    query = {"labelSelector": f"{INSTANCE}={endpoint},{MANAGED_BY}={FIELD_MANAGER}"}
+    try:
+        found = connection.get(collection_path("v1", "ConfigMap", namespace), query).get("items") or ()
+    except ClusterPermissionError as error:
+        logger.debug("offers of kits cannot be listed: %s", error.problem)
+        return
+    for offer in found:
+        revision = str(offer["metadata"]["labels"].get(REVISION, ""))
+        if revision and revision not in keep:
+            withdraw_kit(connection, namespace, endpoint, revision)
 
 
 def withdraw_kit(connection: ClusterConnection, namespace: str, endpoint: str, revision: str) -> None:

@@ -22,6 +22,7 @@ from streamway.server.endpoint import (
     remove_revision,
 )
 from streamway.server.engine import PORT
+from streamway.server.kit_offer import withdraw_kits
 from streamway.server.lease import Holding, hold_endpoint
 from streamway.server.manifests import FIELD_MANAGER, INSTANCE, MANAGED_BY, revision_name
 from streamway.server.rollout import Patience
@@ -233,6 +234,7 @@ def retire_server(*, name: str, namespace: str, cluster: str = "") -> tuple[str,
             remove_revision(connection, endpoint, revision.name)
             gone.append(f"Deployment {revision.deployment_name}")
         gone += _delete_ours(connection, namespace, name)
+        withdraw_kits(connection, namespace, name)
         for revision in endpoint.revisions.values():
             await_no_pods(connection, endpoint, revision.name, timeout_seconds=_DISAPPEAR_SECONDS)
     return tuple(gone)
