@@ -299,6 +299,13 @@ def test_what_is_refused_is_refused_before_weights_move(
     hub.settle(model_id)
 
 
+def test_a_licence_that_is_not_allowed_any_more_is_refused_where_it_was_published(hub: Any, root_uri: str) -> None:
+    hub.model("org/once-allowed")
+    publish(hub_room.pull_model(model_id="org/once-allowed", release_root=root_uri), root_uri)
+    with pytest.raises(PolicyError, match="licence is 'apache"):
+        hub_room.pull_model(model_id="org/once-allowed", release_root=root_uri, allowed_licences=["mit"])
+
+
 def test_policies_say_everything_that_is_wrong_at_once(hub: Any, bucket_uri: str) -> None:
     hub.model("org/very-wrong", **{"config.json": b'{"auto_map": {"AutoModel": "m.M"}}'})
     with pytest.raises(PolicyError, match=r"licence.*and it asks for code"):

@@ -259,3 +259,15 @@ def test_staging_that_a_killed_run_left_is_removed_by_the_next(root_uri: str) ->
     storage.write_file(storage.join(root_uri, ".staging/org/m", SHA, "source/_snapshot.json"), b"{}")
     assert storage.upload_model(weights_uri=release.uri, release_root=root_uri).already_published
     assert paths(storage.join(root_uri, ".staging")) == []
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_progress_of_a_publication_ends_at_its_whole(bucket_uri: str, tmp_path: Path, far: bool) -> None:
+    told: list[tuple[int, int]] = []
+    folder = prepare(bucket_uri, FILES, folder=str(tmp_path / "weights") if far else "")
+    storage.upload_model(
+        weights_uri=folder, release_root=bucket_uri, on_progress=lambda done, total: told.append((done, total))
+    )
+    size = sum(map(len, FILES.values()))
+    assert told[-1] == (size, size)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)

@@ -50,22 +50,39 @@ def judge(
     Raises:
         PolicyError: with all that is wrong, not only the first.
     """
-    problems = []
-    allowed = {licence.lower() for licence in allowed_licences}
-    if allowed and repository.licence.lower() not in allowed:
-        problems.append(f"its licence is {repository.licence!r}, allowed are {', '.join(sorted(allowed))}")
+    problems = _licence_problems(repository, allowed_licences)
     if remote_code and not allow_remote_code:
         problems.append(f"it asks for code of its own to be run ({'; '.join(remote_code)})")
     flagged = flagged_files(repository, selection)
     if flagged:
         problems.append(f"the Hub's scanners complain about {', '.join(flagged)}")
+    _refuse(repository, problems)
+    if not repository.scan_done:
+        log.warning("%s: the Hub's scanners have not finished with this commit.", repository.model_id)
+
+
+def judge_licence(repository: Repository, allowed_licences: Sequence[str]) -> None:
+    """Refuse a licence that is not allowed, also where everything else was judged long ago.
+
+    Raises:
+        PolicyError: it is not allowed.
+    """
+    _refuse(repository, _licence_problems(repository, allowed_licences))
+
+
+def _licence_problems(repository: Repository, allowed_licences: Sequence[str]) -> list[str]:
+    allowed = {licence.lower() for licence in allowed_licences}
+    if not allowed or repository.licence.lower() in allowed:
+        return []
+    return [f"its licence is {repository.licence!r}, allowed are {', '.join(sorted(allowed))}"]
+
+
+def _refuse(repository: Repository, problems: Sequence[str]) -> None:
     if problems:
         raise PolicyError(
             f"{repository.model_id} at {repository.commit_sha[:12]} may not be served: {'; and '.join(problems)}.",
             next_step=f"Read {repository.page}, then change the policy in the configuration or choose another model.",
         )
-    if not repository.scan_done:
-        log.warning("%s: the Hub's scanners have not finished with this commit.", repository.model_id)
 
 
 def flagged_files(repository: Repository, selection: Selection) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamway.errors import ChecksumError, HubError
-from streamway.hub.policy import find_remote_code, judge
+from streamway.hub.policy import find_remote_code, judge, judge_licence
 from streamway.hub.reader import HubReader
 from streamway.hub.repository import HubFile, Repository, hub_token, read_repository
 from streamway.hub.selection import Selection, select_files
@@ -100,6 +100,7 @@ def pull_model(
     log.info("%s at %r is commit %s.", model_id, revision, repository.commit_sha)
     layout = ModelLayout(release_root, repository.model_id, repository.commit_sha)
     if release := find_release(layout.release_uri):
+        judge_licence(repository, allowed_licences)
         log.info("%s is published already; no byte moved.", release.uri)
         return _published(release)
     pull = Pull(repository, token, patience)

@@ -79,7 +79,8 @@ class HubReader:
         response = self._client.open("GET", address, headers)
         if response.status not in (200, 206):
             response.close()
-            self._judge(response, address)
+            raise_if_retried(response.status, response.headers)
+            raise self._refusal(response.status, address)
         self._pin(response)
         return read_range(self._client, response, view, offset, self.size_bytes)
 
@@ -106,18 +107,17 @@ class HubReader:
     def _follow(self) -> str:
         address = self.uri
         for _ in range(_MOST_REDIRECTS):
-            response = self._client.open("HEAD", address, self._authorization(address))
-            response.close()
-            if response.status in _REDIRECTS:
-                self._check_promise(response.headers)
-                address = self._next_address(address, response.headers.get("Location", ""))
+            answer = self._client.ask("HEAD", address, self._authorization(address))
+            if answer.status in _REDIRECTS:
+                self._check_promise(answer.headers)
+                address = self._next_address(address, answer.headers.get("Location", ""))
                 if _origin(address) != self._origin:
                     return address  # a signed address is for GET, and for whoever holds it
-            elif 200 <= response.status < 300:
-                self._check_promise(response.headers)
+            elif 200 <= answer.status < 300:
+                self._check_promise(answer.headers)
                 return address
             else:
-                self._judge(response, address)
+                raise self._refusal(answer.status, address)
         raise HubError(f"{self.uri}: more than {_MOST_REDIRECTS} redirects, the last to {_shown(address)}.")
 
     def _next_address(self, address: str, location: str) -> str:
@@ -145,24 +145,25 @@ class HubReader:
                 next_step="Run again; the revision is resolved anew.",
             )
 
-    def _judge(self, response: urllib3.BaseHTTPResponse, address: str) -> None:
-        """Raise what a refusal means."""
-        status = response.status
-        raise_if_retried(status, response.headers)
+    def _refusal(self, status: int, address: str) -> Exception:
+        """Say what a refusal means."""
         if _origin(address) != self._origin and status in (400, 401, 403, 404, 410):
             self._forget(address)
-            raise RetryableError(f"the signed address was refused ({status}), asking the Hub for a new one")
+            return RetryableError(f"the signed address was refused ({status}), asking the Hub for a new one")
         if status in (401, 403):
-            raise AccessDeniedError(
+            return AccessDeniedError(
                 f"{self.uri}: the Hub answers {status}: the token was revoked, or access was withdrawn.",
                 next_step="Give a valid token and run again; what has arrived is kept.",
             )
-        if status == 412 or status == 404:
-            raise SourceChangedError(
+        if status in (404, 412):
+            return SourceChangedError(
                 f"{self.uri}: the Hub answers {status}; the file is gone from this commit.",
                 next_step="Run again; the revision is resolved anew.",
             )
-        raise HubError(f"{_shown(address)}: the server answers {status}, which was not expected.")
+        return HubError(
+            f"{_shown(address)}: the server answers {status}, which was not expected.",
+            next_step="Look at https://status.huggingface.co, then run again.",
+        )
 
     def _forget(self, address: str) -> None:
         with self._lock:

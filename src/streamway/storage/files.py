@@ -191,6 +191,11 @@ def copy_file(
             f"{source_uri} has crc32c {encode_crc32c(source.crc32c or 0)}, expected {encode_crc32c(crc32c)}.",
             next_step="Delete the object and run again.",
         )
+    known = source.metadata.get("sha256")
+    if sha256 and known and known != sha256:
+        raise ChecksumError(
+            f"{source_uri} has sha256 {known}, expected {sha256}.", next_step="Delete the object and run again."
+        )
     metadata = dict(source.metadata) | ({"sha256": sha256} if sha256 else {})
     stored = cloud.rewrite(source, parse_gs(target_uri), metadata=metadata, if_generation=if_generation)
     return _stored_file(target_uri.rpartition("/")[2], stored)

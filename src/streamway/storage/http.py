@@ -220,12 +220,13 @@ class HttpClient:
         """
         response = self.open(method, url, headers or {}, body)
         try:
-            content = response.read(max_bytes) if method != "HEAD" else b""
+            content = b"" if method == "HEAD" else response.read(max_bytes)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             response.close()
             raise as_retryable(error) from error
-        finally:
-            response.release_conn()
+        if response.length_remaining and method != "HEAD":
+            response.close()
+        response.release_conn()
         raise_if_retried(response.status, response.headers)
         return Answer(status=response.status, headers=response.headers, body=content)
 

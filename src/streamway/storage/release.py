@@ -9,7 +9,8 @@ import hashlib
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from streamway.errors import ReleaseError, StorageAccessError, StorageError
@@ -211,6 +212,8 @@ class _Publication:
         self._on_progress = on_progress
         self._total_bytes = sum(file.size_bytes for file in prepared.files)
         self._done_bytes = 0
+        self._brought: set[str] = set()
+        self._lock = threading.Lock()
 
     def publish(self) -> Release:
         there = {file.path: file for file in list_files(self._layout.release_uri)}
@@ -235,7 +238,11 @@ class _Publication:
     def _sources(self, files: Sequence[RecordedFile]) -> list[RecordedFile]:
         """Find for each file the best place to copy it from: where it is, or another release that has it."""
         published = find_published_files(self._layout) if files else {}
-        return [file if self._is_near(file.uri) else published.get(file.sha256, file) for file in files]
+        return [file if self._is_near(file.uri) else self._reusable(file, published) for file in files]
+
+    def _reusable(self, file: RecordedFile, published: Mapping[str, RecordedFile]) -> RecordedFile:
+        other = published.get(file.sha256)
+        return replace(other, path=file.path) if other else file
 
     def _is_near(self, uri: str) -> bool:
         """Tell whether a file can be copied into the release without passing through this process."""
@@ -251,6 +258,7 @@ class _Publication:
         Multipart uploads know no preconditions, so nothing is ever uploaded under the release's own prefix.
         """
         far = [index for index, file in enumerate(sources) if not self._is_near(file.uri)]
+        self._brought = {sources[index].path for index in far}
         before = self._done_bytes
         written = write_files(
             [
@@ -265,6 +273,7 @@ class _Publication:
             workers=self._workers,
             on_progress=lambda done, _: self._tell(before + done),
         )
+        self._done_bytes = before + sum(file.size_bytes for file in written)
         for index, file in zip(far, written, strict=True):
             sources[index] = replace(sources[index], uri=file.uri, crc32c=file.crc32c)
         return sum(file.moved_bytes for file in written)
@@ -280,6 +289,10 @@ class _Publication:
             sha256=file.sha256,
             link=True,
         )
+        if file.path not in self._brought:  # those were counted while they moved
+            with self._lock:
+                self._done_bytes += file.size_bytes
+                self._tell(self._done_bytes)
 
     def _verified(self) -> tuple[ManifestFile, ...]:
         """Compare everything under the prefix with what was recorded; remove what does not belong."""
