@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TREE := build/tree
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast lint format compile clean distclean
+.PHONY: help setup browser demo test fast lint format compile clean distclean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,10 +25,15 @@ setup: $(STAMP) ## Make the virtual environment
 demo: $(STAMP) ## Take a real model to an answering endpoint on this machine
 	@$(BIN)/streamway run configs/sandbox.yaml
 
-test: $(STAMP) lint ## Check everything, with the real engine
+browser: ## Install Chromium, which the report's tests look through, where there is none
+	@command -v chromium google-chrome >/dev/null || { \
+		echo "Installing Chromium"; sudo=$$([ $$(id -u) = 0 ] || echo sudo); \
+		$$sudo apt-get update -qq && $$sudo apt-get install --yes -qq --no-install-recommends chromium >/dev/null; }
+
+test: $(STAMP) browser lint ## Check everything, with the real engine
 	$(BIN)/pytest
 
-fast: $(STAMP) ## The tests that take seconds
+fast: $(STAMP) browser ## The tests that take seconds
 	$(BIN)/pytest -m "not engine and not slow"
 
 lint: $(STAMP) ## Style, types and walls
