@@ -27,7 +27,7 @@ REQUEST_LABEL = "streamway-request"
 """Label that carries the digest of a request on the service's side."""
 
 _MOST_ATTEMPTS = 1000
-_LONGEST_POLL_SECONDS = 60.0
+_LONGEST_POLL_SECONDS = 30.0
 _LOST_POLLS = 10
 """Polls in a row that may fail before waiting is given up; with the pauses between them some minutes."""
 
@@ -248,7 +248,7 @@ def wait_for_run(
     run_id: str,
     *,
     timeout_seconds: float,
-    poll_seconds: float = 5.0,
+    poll_seconds: float = 2.0,
     on_status: Callable[[RunStatus], None] = lambda status: None,
 ) -> RunStatus:
     """Follow a run until it is over.
@@ -335,4 +335,4 @@ def _pauses(first_seconds: float) -> Iterator[float]:
     while True:
         # Many who wait must not look at the same moment.
         yield pause * random.uniform(0.9, 1.1)
-        pause = min(pause * 1.3, _LONGEST_POLL_SECONDS)
+        pause = min(pause * 1.15, _LONGEST_POLL_SECONDS)
