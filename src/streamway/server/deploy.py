@@ -24,7 +24,7 @@ from streamway.server.manifests import (
 from streamway.server.rollout import Patience, Phase
 from streamway.server.spec import STRATEGIES, Resources, ServerSpec, derive
 from streamway.server.streamer_log import StreamerFigures
-from streamway.server.switch import Plan, Verify, roll_out
+from streamway.server.switch import Plan, Switched, Verify, roll_out
 from streamway.storage.segments import Progress
 
 logger = logging.getLogger("streamway.server")
@@ -181,7 +181,7 @@ def deploy_server(
         timeout_seconds=timeout_seconds,
     )
     _check_strategy(strategy)
-    derived = derive(spec)
+    budgets = derive(spec).budgets
     connection = connect(cluster)
     changed = _apply_surroundings(connection, spec, force=force, dry_run=dry_run)
     if dry_run:
@@ -192,7 +192,7 @@ def deploy_server(
         more=autoscaler_manifests(spec),
         strategy=strategy,
         port=PORT,
-        patience=Patience(deadline_seconds=derived.budgets.step_seconds, unschedulable_seconds=unschedulable_seconds),
+        patience=Patience(deadline_seconds=budgets.step_seconds, unschedulable_seconds=unschedulable_seconds),
         size_bytes=spec.size_bytes,
         keep_seconds=keep_seconds,
         verify=verify,
@@ -200,17 +200,24 @@ def deploy_server(
         force=force,
         on_progress=on_progress,
     )
+    return _roll_out(connection, spec, plan, find_kit, changed=changed)
+
+
+def _roll_out(
+    connection: ClusterConnection, spec: ServerSpec, plan: Plan, find_kit: FindKit | None, *, changed: bool
+) -> DeployedServer:
+    derived = derive(spec)
     logger.info(
         "deploying %s at %s as revision %s: %d x %s, waiting up to %d s",
-        model_id,
-        commit_sha[:12] or "no commit",
+        spec.model_id,
+        spec.commit_sha[:12] or "no commit",
         plan.revision,
         derived.gpu_count,
-        accelerator,
+        spec.accelerator,
         derived.budgets.step_seconds,
     )
-    with hold_endpoint(connection, namespace, name) as holding:
-        endpoint = read_endpoint(connection, namespace, name)
+    with hold_endpoint(connection, spec.namespace, spec.name) as holding:
+        endpoint = read_endpoint(connection, spec.namespace, spec.name)
         kit = None
         if find_kit is not None and plan.revision not in endpoint.revisions:
             known = endpoint.revisions
@@ -222,22 +229,28 @@ def deploy_server(
                 error.add_outcome(f"It was given the warm-start kit {kit.uri}; delete that to try without.")
             raise
     if not (changed or done.changed):
-        logger.info("endpoint %s already serves this release; nothing changed", name)
+        logger.info("endpoint %s already serves this release; nothing changed", spec.name)
+    return _deployed(spec, done, changed=changed or done.changed)
+
+
+def _deployed(spec: ServerSpec, done: Switched | None, *, changed: bool) -> DeployedServer:
+    """Describe a server; without a rollout, as a dry run sees it."""
+    derived, rollout = derive(spec), done.rollout if done else None
     return DeployedServer(
-        endpoint=name,
-        namespace=namespace,
-        service=done.service,
+        endpoint=spec.name,
+        namespace=spec.namespace,
+        service=done.service if done else spec.name,
         port=PORT,
-        revision=plan.revision,
-        commit_sha=commit_sha,
+        revision=revision_of(spec),
+        commit_sha=spec.commit_sha,
         served_model_name=derived.served_model_name,
-        changed=changed or done.changed,
-        gap=done.gap,
-        phases=done.rollout.phases,
-        streamer=done.rollout.streamer,
-        pod=done.rollout.pod,
-        node=done.rollout.node,
-        restarts=done.rollout.restarts,
+        changed=changed,
+        gap=done.gap if done else False,
+        phases=rollout.phases if rollout else (),
+        streamer=rollout.streamer if rollout else None,
+        pod=rollout.pod if rollout else "",
+        node=rollout.node if rollout else "",
+        restarts=rollout.restarts if rollout else 0,
         gpu_count=derived.gpu_count,
     )
 
@@ -267,27 +280,11 @@ def _apply_surroundings(connection: ClusterConnection, spec: ServerSpec, *, forc
 
 
 def _dry_run(connection: ClusterConnection, spec: ServerSpec, *, force: bool, changed: bool) -> DeployedServer:
-    revision, derived = revision_of(spec), derive(spec)
     endpoint = read_endpoint(connection, spec.namespace, spec.name)
     if connection.find(f"/api/v1/namespaces/{spec.namespace}") is not None:
-        service = service_manifest(spec.namespace, spec.name, revision=revision, annotations=endpoint.annotations)
+        annotations = endpoint.annotations
+        service = service_manifest(spec.namespace, spec.name, revision=revision_of(spec), annotations=annotations)
         for manifest in (deployment_manifest(spec), *autoscaler_manifests(spec), service):
             applied = apply(connection, manifest, force=force, dry_run=True)
             changed = changed or applied.action != "unchanged"
-    return DeployedServer(
-        endpoint=spec.name,
-        namespace=spec.namespace,
-        service=spec.name,
-        port=PORT,
-        revision=revision,
-        commit_sha=spec.commit_sha,
-        served_model_name=derived.served_model_name,
-        changed=changed,
-        gap=False,
-        phases=(),
-        streamer=None,
-        pod="",
-        node="",
-        restarts=0,
-        gpu_count=derived.gpu_count,
-    )
+    return _deployed(spec, None, changed=changed)
