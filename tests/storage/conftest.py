@@ -104,7 +104,7 @@ def hurried() -> Patience:
     """Patience for tests that wait for failures."""
     return Patience(
         connect_seconds=2,
-        stall_seconds=0.6,
+        stall_seconds=1.5,
         attempts=4,
         first_wait_seconds=0.01,
         longest_wait_seconds=0.05,

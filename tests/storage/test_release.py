@@ -4,6 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +272,26 @@ def test_progress_of_a_publication_ends_at_its_whole(bucket_uri: str, tmp_path: 
     size = sum(map(len, FILES.values()))
     assert told[-1] == (size, size)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_race_is_lost_without_harm_or_with_a_word(root_uri: str, same: bool) -> None:
+    other = {"model.safetensors": b"other weights"} if not same else {}
+    elsewhere = storage.upload_model(
+        weights_uri=prepare(storage.join(root_uri, "elsewhere"), FILES | other),
+        release_root=storage.join(root_uri, "elsewhere"),
+    )
+    theirs = replace(elsewhere.manifest, created="2020-01-01T00:00:00Z").to_json()
+    layout = storage.ModelLayout(root_uri, "org/m", SHA)
+
+    def win(done: int, total: int) -> None:
+        storage.write_file(layout.manifest_uri, theirs)
+
+    weights_uri = prepare(root_uri, FILES)
+    if same:
+        release = storage.upload_model(weights_uri=weights_uri, release_root=root_uri, on_progress=win)
+        assert release.already_published
+    else:
+        with pytest.raises(ReleaseError, match="another run published this commit with other content"):
+            storage.upload_model(weights_uri=weights_uri, release_root=root_uri, on_progress=win)
+    assert storage.read_file(layout.manifest_uri) == theirs

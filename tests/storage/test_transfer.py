@@ -165,6 +165,16 @@ def test_bytes_that_were_not_promised_never_appear(root_uri: str, payload: bytes
     assert reader.read_bytes == len(payload), "what was refused must not be taken up"
 
 
+def test_a_rerun_does_not_go_on_from_wrong_bytes(root_uri: str, payload: bytes) -> None:
+    uri, damaged = storage.join(root_uri, "file"), payload[:PART] + b"!" + payload[PART + 1 :]
+    plan_of = lambda data: FilePlan(uri=uri, segments=whole(MemoryReader(data)), sha256=sha256_of(payload))
+    with pytest.raises(ChecksumError):
+        storage.write_files([plan_of(damaged)], **SMALL_PARTS)
+    (written,) = storage.write_files([plan_of(payload)], **SMALL_PARTS)
+    assert written.moved_bytes == len(payload)
+    assert contents(uri) == payload
+
+
 def test_a_rerun_moves_nothing(root_uri: str, payload: bytes, cloud: Any) -> None:
     promised = FilePlan(
         uri=storage.join(root_uri, "promised"), segments=whole(MemoryReader(payload)), sha256=sha256_of(payload)
@@ -299,6 +309,25 @@ def test_bytes_in_flight_stay_within_the_memory_that_is_given(root_uri: str, pay
     plans = [FilePlan(uri=storage.join(root_uri, str(n)), segments=whole(Counting(payload))) for n in range(3)]
     storage.write_files(plans, memory_bytes=3 * PART, workers=16)
     assert 0 < most <= 3 * PART
+
+
+def test_parts_that_come_too_early_for_the_hash_keep_their_memory(bucket_uri: str, payload: bytes) -> None:
+    offsets: list[int] = []
+    others = threading.Semaphore(0)
+
+    def before_read(offset: int) -> None:
+        offsets.append(offset)
+        if offset:
+            others.release()
+            return
+        for _ in range(2):
+            assert others.acquire(timeout=20)
+        assert not others.acquire(timeout=0.5), "a part was taken without memory for it"
+
+    reader = MemoryReader(payload, before_read=before_read)
+    plan = FilePlan(uri=f"{bucket_uri}/file", segments=whole(reader))
+    storage.write_files([plan], memory_bytes=3 * PART, workers=3)
+    assert len(offsets) == 5
 
 
 def test_memory_that_holds_no_part_is_refused(bucket_uri: str) -> None:
