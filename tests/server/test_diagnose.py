@@ -168,10 +168,12 @@ def test_a_back_off_shows_the_reason_that_its_event_has() -> None:
     assert "pull access denied" in finding.problem
 
 
-def test_a_registry_that_does_not_answer_is_not_yet() -> None:
+def test_a_registry_that_does_not_answer_has_two_minutes() -> None:
     words = 'failed to pull "example.com/e:1": dial tcp: i/o timeout'
 
-    assert not find(container(waiting={"reason": "ErrImagePull", "message": words})).final
+    finding = find(container(waiting={"reason": "ErrImagePull", "message": words}))
+
+    assert (finding.final, finding.settle_seconds) == (True, 120.0)
 
 
 def test_a_container_that_cannot_be_started_is_final() -> None:

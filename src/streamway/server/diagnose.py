@@ -14,6 +14,7 @@ from streamway.server.manifests import CHECK_CONTAINER
 # Events and conditions of the first moments often heal by themselves: an account that was created a moment ago, a
 # GPU that the old revision is just giving back.
 SETTLE_SECONDS = 5.0
+_REGISTRY_SECONDS = 120.0
 _FINAL_PULL = re.compile(
     r"not found|manifest unknown|name unknown|does not exist|unauthorized|denied|forbidden|invalid reference|"
     r"no match for platform|no such image|not available on this node|no image",
@@ -274,13 +275,13 @@ def _pull_failure(container: Manifest, reason: str, words: str, events: Sequence
     # "Back-off pulling image" hides the reason, which the event before it has.
     detail = next((text for text in reversed(said) if "pull" in text.lower()), "")
     full = f"{reason}: {words}" + (f" ({detail})" if detail and detail not in words else "")
-    final = reason in {"InvalidImageName", "ErrImageNeverPull"} or bool(_FINAL_PULL.search(full))
+    hopeless = reason in {"InvalidImageName", "ErrImageNeverPull"} or bool(_FINAL_PULL.search(full))
     return Finding(
         reason="image_pull",
         problem=f"The image {container.get('image')} cannot be pulled: {full}",
         next_step="Check its name and tag, and that the node's service account may read the registry.",
-        final=final,
-        settle_seconds=0.0 if final else 120.0,
+        # A registry that does not answer may come back.
+        settle_seconds=0.0 if hopeless else _REGISTRY_SECONDS,
     )
 
 
