@@ -92,7 +92,7 @@ def namespace(connection: ClusterConnection) -> Iterator[str]:
     connection.request("DELETE", path)
     for pod in connection.get(f"{path}/pods")["items"]:
         connection.request("DELETE", f"{path}/pods/{pod['metadata']['name']}", query={"gracePeriodSeconds": 0})
-    until(lambda: connection.find(path) is None)
+    wait_until(lambda: connection.find(path) is None)
 
 
 @pytest.fixture
@@ -178,7 +178,9 @@ class House:
         path = f"/api/v1/namespaces/{self.namespace}/pods/{old['metadata']['name']}"
         self.connection.request("DELETE", path, query={"gracePeriodSeconds": 0})
         uid = old["metadata"]["uid"]
-        until(lambda: [pod for pod in self.pods() if pod["metadata"]["uid"] != uid and ready(pod)], seconds=seconds)
+        wait_until(
+            lambda: [pod for pod in self.pods() if pod["metadata"]["uid"] != uid and ready(pod)], seconds=seconds
+        )
         (new,) = self.pods()
         return new
 
@@ -201,12 +203,11 @@ class House:
         return str(status["state"]["terminated"]["message"])
 
     def versions(self) -> dict[str, str]:
-        """Every object of the endpoint, and its resource version."""
+        """Every object of the endpoint but its Services, which note what each smoke test has measured."""
         found: dict[str, str] = {}
         for group, resource in (
             ("/apis/apps/v1", "deployments"),
             ("/api/v1", "configmaps"),
-            ("/api/v1", "services"),
             ("/api/v1", "serviceaccounts"),
             ("/api/v1", "pods"),
             ("/apis/policy/v1", "poddisruptionbudgets"),
@@ -219,6 +220,12 @@ class House:
 @pytest.fixture
 def house(connection: ClusterConnection, namespace: str, release_uri: str) -> House:
     return House(connection, namespace, release_uri)
+
+
+@pytest.fixture
+def until_ready(house: House) -> Callable[[int], None]:
+    """Waits until so many pods are ready."""
+    return lambda count: wait_until(lambda: sum(map(ready, house.pods())) == count)
 
 
 @pytest.fixture
@@ -295,7 +302,7 @@ def ready(pod: dict[str, Any]) -> bool:
     return any(entry["type"] == "Ready" and entry["status"] == "True" for entry in conditions)
 
 
-def until(condition: Callable[[], object], *, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], *, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

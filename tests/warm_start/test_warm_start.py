@@ -85,6 +85,8 @@ def test_a_new_server_of_the_same_release_starts_warm_and_the_index_tells_what_i
 
 def test_running_again_changes_nothing_in_the_cluster_and_nothing_in_the_bucket(house: Any) -> None:
     house.serve()
+    house.replace_pod()
+    house.serve()
     folder = house.release_uri.rstrip("/").rpartition("/")[0]
     before = house.versions(), storage.list_files(folder)
 
@@ -168,7 +170,7 @@ def test_a_revision_that_does_not_serve_gives_no_kit(house: Any, caplog: pytest.
     assert "only what serves gives a kit" in caplog.text
 
 
-def test_a_pod_that_only_has_our_labels_gives_no_kit(house: Any) -> None:
+def test_a_pod_that_only_has_our_labels_gives_no_kit(house: Any, until_ready: Callable[[int], None]) -> None:
     deployed = house.deploy()
     (pod,) = house.pods()
     labels = {name: value for name, value in pod["metadata"]["labels"].items() if name != "pod-template-hash"}
@@ -177,6 +179,7 @@ def test_a_pod_that_only_has_our_labels_gives_no_kit(house: Any) -> None:
         "kind": "Pod",
         "metadata": {"name": "a-stranger", "labels": labels},
         "spec": {
+            "tolerations": pod["spec"]["tolerations"],
             "containers": [
                 {
                     "name": "engine",
@@ -184,12 +187,14 @@ def test_a_pod_that_only_has_our_labels_gives_no_kit(house: Any) -> None:
                     "command": ["sleep", "600"],
                     "env": [{"name": "VLLM_CACHE_ROOT", "value": "/tmp"}],
                 }
-            ]
+            ],
         },
     }
     house.prove(deployed)
     storage.delete_files([f"{house.release_uri.rstrip('/')}.kits.json"])
     house.connection.request("POST", f"/api/v1/namespaces/{house.namespace}/pods", body=stranger)
+    until_ready(2)
+    assert house.pods()[0]["metadata"]["name"] == "a-stranger"
 
     kit = warm_start.keep_kit(name="tiny", namespace=house.namespace, revision=deployed.revision)
 
