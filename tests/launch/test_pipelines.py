@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from google.protobuf import json_format
+from kfp import compiler, dsl
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from streamway.launch import compile_pipeline
+from streamway.launch import compile_pipeline, run_locally
 from streamway.pipelines import PIPELINES
 
 COMPILE = """
@@ -101,6 +102,30 @@ def test_a_gate_is_recorded_only_after_the_smoke_test_and_only_where_a_stage_is_
     gate = tasks["condition-2"]
     assert "smoke-test" in gate["dependentTasks"]
     assert gate["triggerPolicy"]["condition"] == "inputs.parameter_values['pipelinechannel--stage'] != ''"
+
+
+@dsl.component(base_image="python:test", install_kfp_package=False)
+def fail_and_count(path: str):
+    from pathlib import Path
+
+    with Path(path).open("a") as attempts:
+        attempts.write("attempt")
+    raise ValueError("always")
+
+
+@dsl.pipeline(name="stubborn")
+def stubborn(path: str):
+    fail_and_count(path=path).set_retry(num_retries=3, backoff_duration="600s")
+
+
+def test_a_local_run_keeps_nobody_waiting_for_the_same_error_again(tmp_path: Path) -> None:
+    compiler.Compiler().compile(stubborn, str(tmp_path / "stubborn.yaml"))
+    parameters = {"path": str(tmp_path / "attempts")}
+    finished = run_locally(
+        tmp_path / "stubborn.yaml", parameters, folder=tmp_path / "run", environment={}, on_event=lambda event: None
+    )
+    assert not finished.succeeded
+    assert (tmp_path / "attempts").read_text() == "attempt"
 
 
 def test_retirement_plans_before_it_touches_anything(compiled: dict[str, Any]) -> None:
