@@ -32,6 +32,7 @@ def map_at_once(
             try:
                 finished.put((number, function(item), None))
             except BaseException as error:
+                waiting.clear()
                 finished.put((number, None, error))
 
     for _ in range(min(at_once, count)):
