@@ -262,3 +262,16 @@ def test_tokens_are_renewed_when_a_request_finds_them_old() -> None:
     later = configuration.get_api_key_with_prefix("authorization")
 
     assert (first, again, later) == ("Bearer token-1", "Bearer token-1", "Bearer token-2")
+
+
+@pytest.mark.parametrize("cluster", ["projects/p/locations/l/clusters/c", "projects/p/locations/l/memberships/m"])
+def test_a_cloud_cluster_without_credentials_says_how_to_sign_in(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+
+    with pytest.raises(ClusterUnreachableError) as caught:
+        connect(cluster)
+
+    assert "no Google Cloud credentials" in caught.value.problem
+    assert "gcloud auth application-default login" in caught.value.next_step
