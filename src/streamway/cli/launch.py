@@ -30,7 +30,7 @@ from streamway.launch.service import (
     wait_for_run,
 )
 from streamway.launch.vertex import VertexService
-from streamway.report.journal import MAX_RECORD_BYTES, StepRecord
+from streamway.report.journal import RunJournal
 from streamway.settings import Settings
 
 kfp_option = click.option("--kfp", "kfp_url", default="", metavar="URL", help="A Kubeflow API instead of Vertex AI.")
@@ -364,16 +364,13 @@ class _Follower:
 
 def _explain(run: RunStatus, settings: Settings) -> dict[str, Any]:
     """Find the failed step's own words in the run's journal; the service only knows which task it was."""
-    run_uri = storage.join(settings.storage.release_root, ".runs", run.id)
     try:
-        written = [file.uri for file in storage.list_files(run_uri) if file.path.endswith(".json")]
-        records = [StepRecord.from_json(storage.read_file(uri, max_bytes=MAX_RECORD_BYTES)) for uri in written]
-    except (StreamwayError, ValueError, TypeError) as error:
-        output.say(f"The run's journal cannot be read: {error}", style="yellow")
-        records = []
-    for record in records:
-        if record.status == "failed" and record.error:
-            return dict(record.error)
+        failed = RunJournal.load(storage.join(settings.storage.release_root, ".runs", run.id)).failed
+    except StreamwayError as error:
+        output.say(f"The run's journal cannot be read: {error.problem}", style="yellow")
+        failed = None
+    if failed is not None and failed.error:
+        return dict(failed.error)
     return {
         "problem": f"{run.id} is {run.state}: {run.error or 'the service does not say why'}",
         "next_step": f"Look at {run.page}.",
