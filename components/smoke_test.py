@@ -21,6 +21,7 @@ def smoke_test(
     cluster: str = "",
     namespace: str = "models",
     questions: list = [],  # noqa: B006
+    allowed_regression: float = 0.0,
     timeout_seconds: float = 300.0,
 ) -> NamedTuple("Outputs", [("passed", bool)]):
     """Ask the new revision questions with known answers, and only then let the endpoint serve it.
@@ -39,6 +40,8 @@ def smoke_test(
         namespace: Kubernetes namespace.
         questions: Questions with expected answers, each with `prompt` and `expect` (a regular expression); empty
             asks only for a sound completion.
+        allowed_regression: By what share latency and throughput may be worse than those of the release that served
+            before, such as 0.5; 0 does not compare.
         timeout_seconds: Longest time for the whole test.
 
     Returns:
@@ -62,6 +65,7 @@ def smoke_test(
                 commit_sha=commit_sha,
                 cluster=cluster,
                 questions=questions,
+                allowed_regression=allowed_regression,
                 timeout_seconds=timeout_seconds,
             )
         except smoke.WrongAnswerError as error:

@@ -39,6 +39,7 @@ def promote_model(
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
     questions: list = [],  # noqa: B006
+    allowed_regression: float = 0.0,
 ):
     """Take a release that has passed other stages to the endpoint of this one.
 
@@ -70,6 +71,7 @@ def promote_model(
         environment: More environment variables for the engine.
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
         questions: Questions with expected answers, each with `prompt` and `expect`.
+        allowed_regression: By what share latency and throughput may be worse than before; 0 does not compare.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
     finish = asker(report_run(run_uri=run_uri), "Report")
@@ -124,6 +126,7 @@ def promote_model(
             cluster=cluster,
             namespace=namespace,
             questions=questions,
+            allowed_regression=allowed_regression,
         )
         judge(proved, "4 Smoke test")
 

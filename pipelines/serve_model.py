@@ -42,6 +42,7 @@ def serve_model(
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
     questions: list = [],  # noqa: B006
+    allowed_regression: float = 0.0,
     stage: str = "",
 ):
     """Take a Hugging Face model id to a verified OpenAI endpoint on GKE.
@@ -76,6 +77,7 @@ def serve_model(
         environment: More environment variables for the engine.
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
         questions: Questions with expected answers, each with `prompt` and `expect`.
+        allowed_regression: By what share latency and throughput may be worse than before; 0 does not compare.
         stage: Stage that this run proves the release for, such as staging; empty records nothing.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
@@ -148,6 +150,7 @@ def serve_model(
             cluster=cluster,
             namespace=namespace,
             questions=questions,
+            allowed_regression=allowed_regression,
         )
         judge(proved, "6 Smoke test")
 

@@ -21,6 +21,7 @@ def smoke_test(
     commit_sha: str,
     cluster: str = "",
     questions: Sequence[Mapping[str, Any]] = (),
+    allowed_regression: float = 0.0,
     timeout_seconds: float = 300.0,
 ) -> smoke.SmokeReport:
     """Ask a held revision, then let the endpoint serve it and keep its warm-start kit; or return to what served before.
@@ -35,6 +36,8 @@ def smoke_test(
         commit_sha: The commit that must be deployed.
         cluster: As in `streamway.cluster.connect`.
         questions: Questions with expected answers, as plain values.
+        allowed_regression: By what share latency and throughput may be worse than those of the release that served
+            before; 0 does not compare.
         timeout_seconds: Longest time for the questions.
 
     Returns:
@@ -45,6 +48,7 @@ def smoke_test(
         SmokeTestError: the revision could not be asked; says what serves now.
         ClusterError: the cluster refuses.
     """
+    before = server.read_status(name=name, namespace=namespace, cluster=cluster)
     try:
         verdict = smoke.smoke_test(
             commit_sha=commit_sha,
@@ -54,14 +58,23 @@ def smoke_test(
             cluster=cluster,
             namespace=namespace,
             questions=smoke.parse_questions(questions),
+            previous_metrics=before.last_figures,
+            allowed_regression=allowed_regression,
             timeout_seconds=timeout_seconds,
         )
     except StreamwayError as error:
         error.add_outcome(_reject(name=name, namespace=namespace, revision=revision, cluster=cluster))
         raise
-    server.promote_revision(
-        name=name, namespace=namespace, revision=revision, cluster=cluster, proof=smoke.summarise(verdict)
-    )
+    # A revision that serves and has passed before is left as it is: a rerun changes nothing in the cluster.
+    if before.active != revision or not before.last_smoke_test:
+        server.promote_revision(
+            name=name,
+            namespace=namespace,
+            revision=revision,
+            cluster=cluster,
+            proof=smoke.summarise(verdict),
+            figures=verdict.metrics,
+        )
     warm_start.keep_kit(name=name, namespace=namespace, revision=revision, cluster=cluster)
     return verdict
 

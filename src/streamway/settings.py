@@ -69,6 +69,9 @@ class SmokeSettings(_Section):
     """What the endpoint must answer."""
 
     questions: tuple[QuestionSettings, ...] = ()
+    allowed_regression: float = Field(
+        0.0, ge=0, le=10, description="By what share figures may be worse than before; 0 does not compare."
+    )
 
 
 class PipelineSettings(_Section):
@@ -191,6 +194,7 @@ class Settings(_Section):
             "environment": dict(self.server.environment),
             "strategy": self.server.strategy,
             "questions": [question.model_dump() for question in self.smoke.questions],
+            "allowed_regression": self.smoke.allowed_regression,
             "stage": self.promotion.stage,
         }
 

@@ -123,6 +123,7 @@ def _caches(settings: Settings) -> str:
 
 def _cluster(settings: Settings) -> str:
     connection = cluster.connect(settings.server.cluster)
+    server.check_permissions(namespace=settings.server.namespace, cluster=settings.server.cluster)
     return f"{connection.address} answers, Kubernetes {connection.get('/version').get('gitVersion', 'unknown')}"
 
 

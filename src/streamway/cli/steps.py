@@ -179,7 +179,7 @@ def smoke(config: Path, overrides: tuple[str, ...], state_path: Path, as_json: b
             namespace=chosen.namespace,
             service=chosen.name,
             port=server.PORT,
-            served_model_name=active.model_id,
+            served_model_name=active.served_model_name,
             commit_sha=active.commit_sha,
             questions=smoke_room.parse_questions([question.model_dump() for question in settings.smoke.questions]),
         )
