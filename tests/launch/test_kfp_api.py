@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,11 +40,19 @@ def test_a_run_is_what_was_asked_for_and_is_joined_by_the_same(service: Kubeflow
     assert len(service.list_runs(limit=10)) == 1
 
 
-def test_concurrent_submissions_leave_one_run(service: KubeflowService, compiled: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        runs = list(pool.map(lambda _: submit(service, request(compiled)), range(4)))
-    assert len({run.id for run in runs}) == 1
-    assert len([run for run in service.list_runs(limit=10) if not run.is_over]) == 1
+def test_concurrent_submissions_leave_one_run(queueing: Any, service: KubeflowService, compiled: Path) -> None:
+    services = [KubeflowService(queueing.url, experiment=queueing.project) for _ in range(6)]
+    together = threading.Barrier(len(services))
+
+    def start(one: KubeflowService) -> str:
+        together.wait()
+        return submit(one, request(compiled)).id
+
+    for _ in range(3):
+        with ThreadPoolExecutor(len(services)) as pool:
+            (run_id,) = set(pool.map(start, services))
+        assert [run.id for run in service.list_runs(limit=100) if not run.is_over] == [run_id]
+        service.cancel_run(run_id)
 
 
 def test_a_cancelled_run_is_followed_by_another(service: KubeflowService, compiled: Path) -> None:
