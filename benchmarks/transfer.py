@@ -198,7 +198,9 @@ class Bench:
         self.lines.append(line)
 
     def run(self, scenarios: Sequence[Scenario]) -> None:
-        self.say("| model | way | seconds | ratio | CPU s | peak MiB of any process | written to local disk, MB |")
+        self.say(
+            "| model | way (each process: time, peak memory) | seconds | ratio | CPU s | peak MiB | to local disk, MB |"
+        )
         self.say("|---|---|---|---|---|---|---|")
         notes = []
         for scenario in scenarios:
@@ -235,7 +237,7 @@ class Bench:
         measured = self._run_ours(scenario)
         told = json.loads(measured.output.splitlines()[-1])
         self._verify(told["uri"])
-        return side([measured], "one process"), told
+        return side([measured]), told
 
     def _run_ours(self, scenario: Scenario) -> Measured:
         return measure([sys.executable, "-c", OURS, scenario.model_id, ROOT], environment=self._environment)
@@ -287,10 +289,11 @@ class Bench:
         steps.append(measure([sys.executable, "-c", PEER_UPLOAD, str(folder)], environment=self._environment))
         shutil.rmtree(folder)
         shutil.rmtree(self._given.work / "hf-home", ignore_errors=True)
-        return side(steps, " + ".join(f"{step.seconds:.1f} s" for step in steps))
+        return side(steps)
 
 
-def side(steps: Sequence[Measured], described: str) -> Side:
+def side(steps: Sequence[Measured]) -> Side:
+    described = " + ".join(f"{step.seconds:.1f} s, {step.peak_bytes / MIB:.0f} MiB" for step in steps)
     return Side(
         seconds=sum(step.seconds for step in steps),
         cpu_seconds=sum(step.cpu_seconds for step in steps),

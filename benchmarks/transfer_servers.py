@@ -39,7 +39,9 @@ class Measured:
 def measure(command: Sequence[str], *, environment: Mapping[str, str]) -> Measured:
     """Run a process to its end and measure it and its descendants."""
     began = time.monotonic()
-    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     watcher = _Watcher(process.pid)
     output = watcher.read(process)
     _, status, usage = os.wait4(process.pid, 0)

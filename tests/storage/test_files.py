@@ -153,3 +153,26 @@ def test_a_file_shared_by_a_link_takes_no_room(tmp_path: Path) -> None:
 def test_copies_across_kinds_are_not_guessed(bucket_uri: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="different kinds"):
         storage.copy_file(f"{bucket_uri}/x", str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    "name", ["with space.json", "ümläut-模型.json", "a+b&c=d.json", "per%20cent.json", "q?#.json", "~'!()*.json"]
+)
+def test_names_with_any_characters_come_back_as_they_were(root_uri: str, name: str) -> None:
+    from streamway.storage.segments import FilePlan
+
+    data = os.urandom(6 * 1024 * 1024)
+    storage.write_file(storage.join(root_uri, "small", name), b"small")
+    storage.write_files([FilePlan(uri=storage.join(root_uri, "large", name), segments=(data,))], memory_bytes=5 << 20)
+    storage.copy_file(storage.join(root_uri, "large", name), storage.join(root_uri, "copied", name))
+    assert [file.path for file in storage.list_files(root_uri)] == [f"{f}/{name}" for f in ("copied", "large", "small")]
+    assert storage.read_file(storage.join(root_uri, "small", name)) == b"small"
+    assert storage.read_file(storage.join(root_uri, "copied", name)) == data
+    assert storage.delete_files(file.uri for file in storage.list_files(root_uri)) == 3
+
+
+def test_a_bucket_without_a_prefix_is_a_root_too(cloud: Any) -> None:
+    layout = storage.ModelLayout("gs://other", "org/m", "a" * 40)
+    storage.write_file(layout.manifest_uri, b"{}")
+    assert [file.uri for file in storage.list_files("gs://other")] == [f"gs://other/org/m/{'a' * 40}.manifest.json"]
+    assert storage.delete_files([layout.manifest_uri]) == 1
