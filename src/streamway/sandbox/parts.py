@@ -121,7 +121,7 @@ def usual_parts(config: SandboxConfig, state_path: Path) -> tuple[PartSpec, ...]
         # Its pods are given time to end in order.
         PartSpec(name="cluster", argv=_module("cluster", *cluster), stop_seconds=5.0),
     )
-    return (*parts, PartSpec(name="vertex", argv=_module("vertex"))) if config.vertex else parts
+    return (*parts, PartSpec(name="vertex", argv=_module("vertex"), stop_seconds=4.0)) if config.vertex else parts
 
 
 def write_plan(config: SandboxConfig, state_path: Path, engine: Engine | None) -> None:
