@@ -183,3 +183,19 @@ def test_two_runs_at_once_do_not_end_each_other(cloud: Any, bucket_uri: str, pay
         thread.join()
     assert not failures
     check(f"{bucket_uri}/file", payload)
+
+
+def test_a_lost_answer_to_a_conditional_write_is_no_lost_race(cloud: Any, bucket_uri: str) -> None:
+    cloud.arm("lose_answer", method="POST", path="/upload/*")
+    storage.write_file(f"{bucket_uri}/file", b"mine", if_generation=0)
+    assert not cloud.armed()
+    cloud.arm("lose_answer", method="POST", path="*/rewriteTo/*")
+    storage.copy_file(f"{bucket_uri}/file", f"{bucket_uri}/copy", if_generation=0)
+    assert not cloud.armed()
+    assert storage.read_file(f"{bucket_uri}/copy") == b"mine"
+
+
+def test_an_answer_that_is_no_answer_of_cloud_storage_is_said_to_be(cloud: Any, bucket_uri: str) -> None:
+    cloud.arm("status", status=200, method="GET", path="/storage/*", body="<html>Please log in</html>")
+    with pytest.raises(StorageError, match="no JSON: <html>Please log in"):
+        storage.list_files(bucket_uri)

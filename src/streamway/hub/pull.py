@@ -110,18 +110,23 @@ def pull_model(
     files, moved_bytes = pull.bring(
         selection, layout, staging_uri, memory_bytes=memory_bytes, workers=workers, on_progress=on_progress
     )
+    log.info(
+        "Snapshot %s: %.2f GB, of which %.2f GB moved now.", staging_uri, selection.size_bytes / 1e9, moved_bytes / 1e9
+    )
+    return _record(repository, staging_uri, files, moved_bytes)
+
+
+def _record(repository: Repository, staging_uri: str, files: tuple[RecordedFile, ...], moved_bytes: int) -> PulledModel:
+    """Write the record that makes a snapshot complete."""
     snapshot = Snapshot(
         model_id=repository.model_id,
-        revision=revision,
+        revision=repository.revision,
         commit_sha=repository.commit_sha,
         licence=repository.licence,
         source=repository.endpoint,
         files=files,
     )
     write_file(join(staging_uri, SNAPSHOT_RECORD), snapshot.to_json().encode())
-    log.info(
-        "Snapshot %s: %.2f GB, of which %.2f GB moved now.", staging_uri, selection.size_bytes / 1e9, moved_bytes / 1e9
-    )
     return PulledModel(
         uri=staging_uri,
         model_id=repository.model_id,

@@ -40,6 +40,7 @@ from streamway.storage.http import (
     RetryableError,
     raise_if_retried,
     read_range,
+    read_refusal,
 )
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -120,7 +121,7 @@ class CloudStorage:
         answer = self._send("GET", self._object_url(address), address, allowed=(404,))
         if answer.status == 404:
             return None
-        return self._stored(address.bucket, json.loads(answer.body))
+        return self._stored(address.bucket, _parse_json(answer, address))
 
     def list_objects(self, address: ObjectAddress, *, delimiter: str = "") -> Iterator[StoredObject]:
         """Describe every object whose key starts with the address's key, up to the next `delimiter` if given."""
@@ -130,7 +131,7 @@ class CloudStorage:
             query |= {"pageToken": token} if token else {}
             query |= {"delimiter": delimiter} if delimiter else {}
             url = f"{self.endpoint}/storage/v1/b/{address.bucket}/o?{urllib.parse.urlencode(query)}"
-            page = json.loads(self._send("GET", url, address).body)
+            page = _parse_json(self._send("GET", url, address), address)
             for item in page.get("items", ()):
                 yield self._stored(address.bucket, item)
             token = page.get("nextPageToken", "")
@@ -160,8 +161,7 @@ class CloudStorage:
         headers = {"Range": f"bytes={offset}-{offset + len(view) - 1}", **self._authorization()}
         response = self.client.open("GET", url, headers)
         if response.status not in (200, 206):
-            answer = Answer(status=response.status, headers=response.headers, body=response.read(65536))
-            response.close()
+            answer = read_refusal(response)
             raise_if_retried(answer.status, answer.headers)
             raise self._gone(stored) if answer.status == 404 else self._refusal(answer, stored.address)
         return read_range(self.client, response, view, offset, stored.size_bytes)
@@ -204,7 +204,7 @@ class CloudStorage:
         )
         if answer.status == 412:
             return self._own_write(address, size, checksum, metadata or {}, if_generation)
-        stored = self._stored(address.bucket, json.loads(answer.body))
+        stored = self._stored(address.bucket, _parse_json(answer, address))
         self._check(stored, size, checksum)
         return stored
 
@@ -247,7 +247,7 @@ class CloudStorage:
             if answer.status == 412:
                 size, checksum = source.size_bytes, source.crc32c or 0
                 return self._own_write(target, size, checksum, metadata, if_generation)
-            progress = json.loads(answer.body)
+            progress = _parse_json(answer, source.address)
             if progress.get("done", True):
                 stored = self._stored(target.bucket, progress["resource"])
                 self._check(stored, source.size_bytes, source.crc32c)
@@ -448,6 +448,16 @@ def _sliced(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
         view = memoryview(piece)
         for offset in range(0, len(view), SEND_BYTES):
             yield view[offset : offset + SEND_BYTES]
+
+
+def _parse_json(answer: Answer, address: ObjectAddress) -> Any:
+    try:
+        return json.loads(answer.body)
+    except ValueError as error:
+        raise StorageError(
+            f"{address}: Cloud Storage sent what is no JSON: {answer.text}",
+            next_step="Check STORAGE_EMULATOR_HOST and any proxy between here and Cloud Storage.",
+        ) from error
 
 
 def _parse_xml(answer: Answer, address: ObjectAddress) -> ElementTree.Element:

@@ -4,6 +4,7 @@ Both sides of a transfer speak through here, the Hub and Cloud Storage. A reques
 asked for, or in a TransferError that says how often it was tried and what was seen; never in silence.
 """
 
+import contextlib
 import email.utils
 import logging
 import os
@@ -274,6 +275,15 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     return f"{type(error).__name__}: {error}"[:200]
+
+
+def read_refusal(response: urllib3.BaseHTTPResponse) -> Answer:
+    """Return an answer that is no success with as much of its text as comes, and give its connection up."""
+    body = b""
+    with contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
+        body = response.read(65536)
+    response.close()
+    return Answer(status=response.status, headers=response.headers, body=body)
 
 
 def read_range(
