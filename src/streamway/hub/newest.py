@@ -6,7 +6,7 @@ from urllib.parse import quote
 import huggingface_hub
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from streamway.hub.repository import _Asking, hub_endpoint, hub_token
+from streamway.hub.repository import Asking, hub_endpoint, hub_token
 from streamway.storage import Patience
 
 _ASK_SECONDS = 30.0
@@ -55,5 +55,5 @@ def find_newest(model_id: str, revision: str, *, token: str | None = None, known
         hf_raise_for_status(response)
         return Newest(commit_sha=response.json()["sha"], etag=response.headers.get("ETag", ""))
 
-    ask: _Asking = _Asking(endpoint, model_id, revision, with_token=bool(token), patience=_PATIENCE)
+    ask: Asking = Asking(endpoint, model_id, revision, with_token=bool(token), patience=_PATIENCE)
     return ask(question)

@@ -112,7 +112,7 @@ def read_repository(
     endpoint = hub_endpoint()
     api = huggingface_hub.HfApi(endpoint=endpoint, token=hub_token(token) or False)
     patience = patience or _ASKING
-    ask = _Asking(endpoint, model_id, revision, with_token=bool(hub_token(token)), patience=patience)
+    ask = Asking(endpoint, model_id, revision, with_token=bool(hub_token(token)), patience=patience)
     info = ask(
         lambda: api.model_info(
             model_id, revision=revision, files_metadata=True, securityStatus=True, timeout=patience.stall_seconds
@@ -166,7 +166,7 @@ def _licence(info: Any) -> str:
     return str(found or "unknown")
 
 
-class _Asking:
+class Asking:
     """Puts a question to the Hub, again where that may help, and words its refusals."""
 
     def __init__(self, endpoint: str, model_id: str, revision: str, *, with_token: bool, patience: Patience) -> None:
