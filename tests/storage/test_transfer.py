@@ -265,15 +265,18 @@ def test_a_torn_journal_is_read_up_to_its_last_whole_line(tmp_path: Path, payloa
 
 def test_a_pending_upload_of_nobody_is_thrown_away(bucket_uri: str, payload: bytes, cloud: Any) -> None:
     uri = f"{bucket_uri}/file"
+    parts = cloud.state / "bucket" / "parts"
+    before = set(parts.iterdir())
     broken = MemoryReader(payload, name="https://first", before_read=failing_after(2 * PART))
     with pytest.raises(TransferError):
         storage.write_files([FilePlan(uri=uri, segments=whole(broken))], **SMALL_PARTS)
+    assert set(parts.iterdir()) > before
     cloud.begin_anew()
     storage.write_files(
         [FilePlan(uri=uri, segments=whole(MemoryReader(payload, name="https://second")))], **SMALL_PARTS
     )
     assert cloud.count("DELETE", "?") + cloud.count("DELETE", "/file") >= 1
-    assert not list((cloud.state / "bucket" / "parts").iterdir())
+    assert set(parts.iterdir()) == before
 
 
 def test_one_large_file_is_read_by_several_workers_at_once(tmp_path: Path, payload: bytes) -> None:

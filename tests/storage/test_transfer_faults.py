@@ -185,6 +185,30 @@ def test_two_runs_at_once_do_not_end_each_other(cloud: Any, bucket_uri: str, pay
     check(f"{bucket_uri}/file", payload)
 
 
+@pytest.mark.parametrize("part", ["middle", "last"])
+def test_a_run_that_is_overtaken_takes_what_the_other_made(
+    cloud: Any, bucket_uri: str, payload: bytes, hurried: Patience, part: str
+) -> None:
+    """Another run goes on with our own upload and completes it while we still read."""
+    uri, sha256 = f"{bucket_uri}/file", hashlib.sha256(payload).hexdigest()
+    strikes_at = 2 * PART if part == "middle" else len(payload) - len(payload) % PART
+
+    class OvertakenReader:
+        uri = "memory"
+        size_bytes = len(payload)
+
+        def read(self, offset: int, length: int) -> bytes:
+            if offset == strikes_at:
+                write(uri, payload, hurried)
+            return payload[offset : offset + length]
+
+    segments = (Extent(reader=OvertakenReader(), offset_bytes=0, length_bytes=len(payload)),)
+    plan = FilePlan(uri=uri, segments=segments, sha256=sha256)
+    (written,) = storage.write_files([plan], memory_bytes=PART, workers=1, patience=hurried)
+    assert written.sha256 == sha256
+    check(uri, payload)
+
+
 def test_a_lost_answer_to_a_conditional_write_is_no_lost_race(cloud: Any, bucket_uri: str) -> None:
     cloud.arm("lose_answer", method="POST", path="/upload/*")
     storage.write_file(f"{bucket_uri}/file", b"mine", if_generation=0)

@@ -56,6 +56,10 @@ class PreconditionFailedError(StorageError):
     """The object is not at the generation that the request was made for."""
 
 
+class UploadGoneError(StorageError):
+    """The multipart upload was completed or ended by somebody else."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
     """An object as Cloud Storage describes it."""
@@ -392,7 +396,7 @@ class CloudStorage:
                 next_step="Grant this account roles/storage.objectUser on the bucket, then run again.",
             )
         if b"NoSuchUpload" in answer.body:
-            return StorageError(
+            return UploadGoneError(
                 f"{address}: the multipart upload is gone; another run of the same model has finished or restarted it.",
                 next_step="Run again; what is complete by then is not moved.",
             )

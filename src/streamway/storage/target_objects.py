@@ -8,11 +8,13 @@ that were on their way.
 import contextlib
 import json
 import logging
+import time
+from dataclasses import replace
 from typing import Any
 
 from streamway.errors import SourceChangedError, StorageAccessError, StorageError
 from streamway.storage.addresses import ObjectAddress, parse_gs
-from streamway.storage.cloud import CloudStorage, UploadedPart
+from streamway.storage.cloud import CloudStorage, UploadedPart, UploadGoneError
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.files import IN_FLIGHT
 from streamway.storage.segments import FilePlan, WrittenFile
@@ -22,6 +24,9 @@ log = logging.getLogger("streamway.storage")
 
 SAVE_SLOTS = 8
 """Cloud Storage takes about one write a second to one name, so a growing hash is saved under several in turn."""
+
+_OVERTAKEN_SECONDS = 2.0
+"""How long the object of a run that completed our upload may take to show."""
 
 
 class _ObjectTarget:
@@ -106,6 +111,7 @@ class UploadTarget(_ObjectTarget):
         self._parts: dict[int, UploadedPart] = {}
         self._saves = 0
         self._saving = True
+        self._by_another: WrittenFile | None = None
 
     def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
         saves = self._read_saves()
@@ -144,12 +150,32 @@ class UploadTarget(_ObjectTarget):
         return Position(part_bytes=part_bytes, number=number, checksums=checksums)
 
     def write_part(self, number: int, view: memoryview, checksum: int) -> None:
-        self._parts[number] = self._cloud.upload_part(self._address, self._upload_id, number + 1, view, checksum)
+        if self._by_another:
+            return
+        try:
+            self._parts[number] = self._cloud.upload_part(self._address, self._upload_id, number + 1, view, checksum)
+        except UploadGoneError as error:
+            self._accept_another(error)
+
+    def _accept_another(self, gone: UploadGoneError) -> WrittenFile:
+        """Take the file that another run of the same commit made of the same upload, when it is what we would make.
+
+        Raises:
+            UploadGoneError: there is none; the upload was ended.
+        """
+        deadline = time.monotonic() + _OVERTAKEN_SECONDS
+        while not (found := self.find_complete()):
+            if time.monotonic() > deadline:
+                raise gone
+            time.sleep(0.1)
+        log.info("%s was completed by another run meanwhile", self._address)
+        self._by_another = found
+        return found
 
     def settle(self, number: int, checksums: Checksums) -> None:
         state = checksums.state()
         last = number * self._part_bytes >= self._plan.size_bytes
-        if not self._saving or last or (state is None and self._sha256):
+        if not self._saving or self._by_another or last or (state is None and self._sha256):
             return
         self._save(
             f"save-{self._saves % SAVE_SLOTS}",
@@ -176,6 +202,13 @@ class UploadTarget(_ObjectTarget):
             )
 
     def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
+        try:
+            found = self._by_another or self._complete(checksums)
+        except UploadGoneError as error:
+            found = self._accept_another(error)
+        return replace(found, moved_bytes=moved_bytes)
+
+    def _complete(self, checksums: Checksums) -> WrittenFile:
         sha256 = checksums.sha256()
         if sha256 and not self._plan.sha256:
             # What the object's own metadata cannot hold, because it was fixed before the first byte.
@@ -188,7 +221,7 @@ class UploadTarget(_ObjectTarget):
             checksum=checksums.crc32c,
         )
         self._forget_saves()
-        return self._written(sha256, checksums.crc32c, stored.generation, moved_bytes)
+        return self._written(sha256, checksums.crc32c, stored.generation, 0)
 
     def _noted_sha256(self, checksum: int) -> str | None:
         address = ObjectAddress(self._address.bucket, f"{self._aside}.done")
