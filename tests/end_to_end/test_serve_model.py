@@ -10,6 +10,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 PICKLED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SAFETENSORS = "HuggingFaceTB/SmolLM2-135M-Instruct-safetensors"
 WRONG = "sandbox/wrong-answers"
+# A place of its own in the shared bucket, where nothing has been published by other tests.
+OWN_ROOT = "storage.release_root=gs://streamway-models/serve"
 STEPS = ["pull_model", "convert_weights", "upload_model", "enable_cache", "deploy_server", "smoke_test"]
 
 
@@ -17,7 +19,7 @@ STEPS = ["pull_model", "convert_weights", "upload_model", "enable_cache", "deplo
 
 
 def test_a_model_that_answers_wrongly_fails_the_run_and_never_serves(terminal) -> None:
-    failed = terminal.run(f"model.id={WRONG}")
+    failed = terminal.run(OWN_ROOT, f"model.id={WRONG}")
     assert failed.code == 71, failed.err
     assert "Paris" in failed.json["error"]["problem"]
     assert "Nothing serves" in failed.json["error"]["problem"]
@@ -26,7 +28,7 @@ def test_a_model_that_answers_wrongly_fails_the_run_and_never_serves(terminal) -
 
 
 def test_an_engine_that_dies_at_start_fails_the_run_with_its_last_lines(terminal) -> None:
-    failed = terminal.run(f"model.id={SAFETENSORS}", "server.engine_arguments=[--dtype=nonsense]")
+    failed = terminal.run(OWN_ROOT, f"model.id={SAFETENSORS}", "server.engine_arguments=[--dtype=nonsense]")
     assert failed.code == 63, failed.err
     assert "argument --dtype" in failed.json["error"]["problem"]
     assert Path(failed.json["report"]).exists()
@@ -34,17 +36,17 @@ def test_an_engine_that_dies_at_start_fails_the_run_with_its_last_lines(terminal
 
 @pytest.fixture(scope="module")
 def first(terminal):
-    return terminal.run()
+    return terminal.run(OWN_ROOT)
 
 
 @pytest.fixture(scope="module")
 def again(terminal, first):
-    return terminal.run()
+    return terminal.run(OWN_ROOT)
 
 
 @pytest.fixture(scope="module")
 def switched(terminal, again):
-    return terminal.run(f"model.id={SAFETENSORS}")
+    return terminal.run(OWN_ROOT, f"model.id={SAFETENSORS}")
 
 
 def test_a_pickled_model_ends_as_an_endpoint_that_answers(first) -> None:
