@@ -193,6 +193,13 @@ def test_a_missing_secret_is_final() -> None:
     assert 'secret "key" not found' in finding.problem
 
 
+@pytest.mark.parametrize("state", [{"running": {}}, {"waiting": {"reason": "ContainerCreating"}}])
+@pytest.mark.parametrize("reason", ["Unknown", "ContainerStatusUnknown"])
+def test_an_engine_that_was_lost_with_its_node_has_not_crashed(state: dict[str, Any], reason: str) -> None:
+    finding = find(container(restarts=1, last={"exitCode": 255, "reason": reason}, **state), log=["leaked function"])
+    assert (finding.reason, finding.final) == ("node_restart", False)
+
+
 def test_a_crash_loop_shows_the_last_lines_of_the_log() -> None:
     finding = find(
         container(

@@ -23,6 +23,8 @@ _FINAL_PULL = re.compile(
 _PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable"})
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _START_REASONS = frozenset({"StartError", "ContainerCannotRun"})
+# What the kubelet writes of containers that it did not see end, because the node itself was restarted.
+_LOST_REASONS = frozenset({"Unknown", "ContainerStatusUnknown"})
 _MOUNT_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
 _NO_SCALE_UP = "NotTriggerScaleUp"
 _SCALING_UP = frozenset({"TriggeredScaleUp"})
@@ -261,6 +263,9 @@ def _of_container(
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
     if not ended or (ended.get("exitCode") == 0 and not container.get("restartCount")):
         return
+    if ended.get("reason") in _LOST_REASONS:
+        yield _lost_with_its_node(container)
+        return
     if container.get("name") == CHECK_CONTAINER:
         if ended.get("exitCode") != 0:
             yield _release_check(container, ended)
@@ -268,6 +273,14 @@ def _of_container(
         yield _cannot_run(container, f"{ended['reason']}: {ended.get('message', '')}")
     else:
         yield _exit(pod, container, ended, events, log_tail)
+
+
+def _lost_with_its_node(container: Manifest) -> Finding:
+    return Finding(
+        reason="node_restart",
+        problem=f"The container {container.get('name')} ended with its node, which was restarted; it starts again.",
+        final=False,
+    )
 
 
 def _pull_failure(container: Manifest, reason: str, words: str, events: Sequence[Manifest]) -> Finding:
