@@ -27,6 +27,7 @@ class Measured:
         peak_bytes: Largest resident memory of all its processes together, sampled; at least the kernel's own figure.
         output: What it printed.
         written_bytes: What it wrote to disk, or to the page cache on the way there.
+        machine_cpu_seconds: What all processes of the machine used meanwhile.
     """
 
     seconds: float
@@ -34,11 +35,13 @@ class Measured:
     peak_bytes: int
     output: str
     written_bytes: int
+    machine_cpu_seconds: float
 
 
 def measure(command: Sequence[str], *, environment: Mapping[str, str]) -> Measured:
     """Run a process to its end and measure it and its descendants."""
-    began = time.monotonic()
+    os.sync()  # what earlier steps left to be written must not slow this one down
+    began, busy = time.monotonic(), machine_cpu_seconds()
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -55,7 +58,14 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str]) -> Measur
         peak_bytes=max(watcher.peak_bytes, usage.ru_maxrss * 1024),
         output=output,
         written_bytes=watcher.written_bytes,
+        machine_cpu_seconds=machine_cpu_seconds() - busy,
     )
+
+
+def machine_cpu_seconds() -> float:
+    """Return the processor time that everything on this machine has used since it started (proc(5), /proc/stat)."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+    return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")
 
 
 class _Watcher:
