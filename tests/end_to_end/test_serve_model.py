@@ -81,3 +81,12 @@ def test_a_safetensors_model_is_served_by_the_same_pipeline_without_conversion(s
 def test_both_models_are_the_same_tensors(terminal, first, switched) -> None:
     """The converted pickle and the safetensors of the same model serve the same answer."""
     assert first.json["answers"][0]["text"] == switched.json["answers"][0]["text"]
+
+
+def test_a_machine_that_was_restarted_serves_the_same_release_without_moving_a_byte(terminal, switched) -> None:
+    assert terminal.streamway("sandbox", "down").code == 0
+    assert terminal.streamway("sandbox", "up").code == 0
+    restarted = terminal.run(OWN_ROOT, f"model.id={SAFETENSORS}")
+    assert restarted.code == 0, restarted.err
+    assert restarted.json["moved_bytes"] == 0
+    assert "nothing changed" in restarted.err
