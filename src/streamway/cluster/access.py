@@ -1,5 +1,6 @@
 """Finding a cluster: by kubeconfig, from inside, as a GKE cluster or as a fleet member, with credentials that renew."""
 
+import atexit
 import base64
 import os
 import re
@@ -190,6 +191,7 @@ def _certificate_file(encoded: str) -> str:
     """Write a cluster's authority where the TLS layer can read it: it takes files only."""
     with tempfile.NamedTemporaryFile("wb", prefix="streamway-ca-", suffix=".crt", delete=False) as file:
         file.write(base64.b64decode(encoded))
+    atexit.register(Path(file.name).unlink, missing_ok=True)
     return file.name
 
 
