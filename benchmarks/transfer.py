@@ -24,6 +24,7 @@ import numpy
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from memory import settle
 from transfer_servers import Measured, Servers, measure
 
 MIB = 1024 * 1024
@@ -84,12 +85,15 @@ class Scenario:
         name: For the table.
         model_id: On the local Hub.
         make: Writes its files to a folder and returns them.
+        size_bytes: About, before scaling.
+        pickled: Whether the usual way has to convert it.
     """
 
     name: str
     model_id: str
     make: Callable[[Path, int], list[Path]]
     size_bytes: int
+    pickled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +257,7 @@ class Bench:
         return taken, told
 
     def _run_ours(self, scenario: Scenario) -> Measured:
+        settle(self._given.work, [self._servers.repos / scenario.model_id])
         return measure([sys.executable, "-c", OURS, scenario.model_id, ROOT], environment=self._environment)
 
     def _verify(self, uri: str) -> None:
@@ -295,12 +300,15 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         hf = str(Path(sys.executable).with_name("hf"))
         cache = {**self._environment, "HF_HOME": str(self._given.work / "hf-home")}
-        steps = [measure([hf, "download", scenario.model_id, "--local-dir", str(folder)], environment=cache)]
-        pickled = folder / "pytorch_model.bin"
-        if pickled.exists():
-            converter = [self._given.engine_python, "-c", PEER_CONVERT, str(pickled), str(folder / "model.safetensors")]
-            steps.append(measure(converter, environment=self._environment))
-        steps.append(measure([sys.executable, "-c", PEER_UPLOAD, str(folder)], environment=self._environment))
+        commands = [[hf, "download", scenario.model_id, "--local-dir", str(folder)]]
+        if scenario.pickled:
+            made = [str(folder / "pytorch_model.bin"), str(folder / "model.safetensors")]
+            commands.append([self._given.engine_python, "-c", PEER_CONVERT, *made])
+        commands.append([sys.executable, "-c", PEER_UPLOAD, str(folder)])
+        steps = []
+        for command in commands:
+            settle(self._given.work, [folder if folder.exists() else self._servers.repos / scenario.model_id])
+            steps.append(measure(command, environment=cache))
         shutil.rmtree(folder)
         shutil.rmtree(self._given.work / "hf-home", ignore_errors=True)
         return side(steps, self._servers.cpu_seconds() - servers), {}
@@ -355,7 +363,9 @@ def main() -> None:
     scenarios = [
         Scenario(name="safetensors, one file", model_id="bench/one", make=one_file, size_bytes=4 * GB),
         Scenario(name="safetensors, eight files", model_id="bench/eight", make=eight_files, size_bytes=4 * GB),
-        Scenario(name="pickled, one file", model_id="bench/pickled", make=pickled_file, size_bytes=2 * GB),
+        Scenario(
+            name="pickled, one file", model_id="bench/pickled", make=pickled_file, size_bytes=2 * GB, pickled=True
+        ),
     ]
     with Servers(given.work, buckets="bench=US-CENTRAL1") as servers:
         bench = Bench(servers, given)

@@ -40,7 +40,6 @@ class Measured:
 
 def measure(command: Sequence[str], *, environment: Mapping[str, str]) -> Measured:
     """Run a process to its end and measure it and its descendants."""
-    os.sync()  # what earlier steps left to be written must not slow this one down
     began, busy = time.monotonic(), machine_cpu_seconds()
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -27,6 +27,14 @@ def test_hostile_paths_are_refused(path: str) -> None:
         join("gs://bucket/prefix", path)
 
 
+@pytest.mark.parametrize("half", ["\ud800", "model-\udfff.safetensors"])
+def test_half_a_character_as_json_can_spell_it_is_refused(half: str) -> None:
+    with pytest.raises(StorageError, match="control characters"):
+        check_relative(half)
+    with pytest.raises(StorageError, match="control characters"):
+        parse_gs(f"gs://bucket/{half}")
+
+
 @given(st.text(alphabet=st.sampled_from("./\\a\0:é-") | st.characters(), max_size=12))
 def test_no_path_leaves_its_root(path: str) -> None:
     try:

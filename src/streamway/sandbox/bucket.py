@@ -40,6 +40,7 @@ from aiohttp import web
 from streamway.sandbox.bucket_answers import json_body, json_error, project, resource, xml_error
 from streamway.sandbox.bucket_backend import Backend, Placement
 from streamway.sandbox.bucket_batch import Call, answer_batch
+from streamway.sandbox.bucket_bodies import end_taken_connection
 from streamway.sandbox.bucket_objects import Objects
 from streamway.sandbox.bucket_parts import PartUploads
 from streamway.sandbox.bucket_store import Store, StoreError
@@ -80,6 +81,7 @@ class Front:
         """Return the HTTP application."""
         middlewares = [fault_middleware(table, counters, subject=_subject)]
         application = web.Application(middlewares=middlewares, client_max_size=1 << 26)
+        application.on_response_prepare.append(end_taken_connection)
         application.add_routes(admin_routes(table, counters))
         application.add_routes([web.route("*", "/{path:.*}", self._answer)])
         return application

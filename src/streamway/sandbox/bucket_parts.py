@@ -28,6 +28,7 @@ from streamway.sandbox.bucket_answers import (
     promised_hashes,
     xml_document,
 )
+from streamway.sandbox.bucket_bodies import store_body
 from streamway.sandbox.bucket_checksums import crc32c_of_row, encode_crc32c, new_md5
 from streamway.sandbox.bucket_store import (
     Conditions,
@@ -37,10 +38,8 @@ from streamway.sandbox.bucket_store import (
     Store,
     StoreError,
     copy_ranges,
-    fill,
     timestamp,
 )
-from streamway.sandbox.faults import receive
 from streamway.sandbox.processes import read_json, write_json
 
 LEAST_PART_BYTES = 5 * 1024**2
@@ -127,7 +126,7 @@ class PartUploads:
         return web.Response(headers=headers)
 
     async def _receive(self, request: web.Request, draft: Draft, number: int, promised: Mapping[str, str]) -> Part:
-        await fill(draft, receive(request), asyncio.to_thread)
+        await store_body(request, draft)
         content = Content(path=draft.path, size_bytes=draft.size_bytes, crc32c=draft.crc32c, md5=draft.encoded_md5())
         check_hashes(promised, content)
         return Part(

@@ -16,15 +16,14 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
 from streamway.errors import SandboxError
 from streamway.sandbox.bucket_checksums import encode_crc32c
+from streamway.storage.digests import crc32c
 
 _ATTRIBUTE = "user.metadata"
 # ext4 gives one block to all extended attributes of a file; Cloud Storage allows 8 KiB of custom metadata.
@@ -130,7 +129,7 @@ class Draft:
     size_bytes: int = 0
     crc32c: int = 0
 
-    def write(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes | memoryview]) -> None:
         """Append bytes."""
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
@@ -145,10 +144,10 @@ class Draft:
         finally:
             os.close(descriptor)
 
-    def note(self, chunk: bytes) -> None:
+    def note(self, chunk: bytes | memoryview) -> None:
         """Count and hash bytes that are already in the file."""
         self.size_bytes += len(chunk)
-        self.crc32c = google_crc32c.extend(self.crc32c, chunk)
+        self.crc32c = crc32c(chunk, self.crc32c)
         if self.md5 is not None:
             self.md5.update(chunk)
 
@@ -414,28 +413,6 @@ class Store:
             ) from error
         finally:
             probe.unlink()
-
-
-async def fill(draft: Draft, chunks: AsyncIterable[bytes], run: Any, block_bytes: int = 1 << 20) -> None:
-    """Write a stream to a draft in blocks, and what has arrived where it breaks off.
-
-    Args:
-        draft: Where the bytes go.
-        chunks: The stream.
-        run: Calls a function in a worker thread.
-        block_bytes: How much is gathered before it is written.
-    """
-    block: list[bytes] = []
-    waiting = 0
-    try:
-        async for chunk in chunks:
-            block.append(chunk)
-            waiting += len(chunk)
-            if waiting >= block_bytes:
-                full, block, waiting = block, [], 0
-                await run(draft.write, full)
-    finally:
-        draft.write(block)
 
 
 def copy_ranges(ranges: Sequence[tuple[Path, int, int]], target: Path) -> None:

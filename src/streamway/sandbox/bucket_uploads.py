@@ -29,6 +29,7 @@ from streamway.sandbox.bucket_answers import (
     query_conditions,
     resource,
 )
+from streamway.sandbox.bucket_bodies import store_body, write_chunks
 from streamway.sandbox.bucket_checksums import new_md5
 from streamway.sandbox.bucket_store import (
     Conditions,
@@ -38,7 +39,6 @@ from streamway.sandbox.bucket_store import (
     Store,
     StoredObject,
     StoreError,
-    fill,
 )
 from streamway.sandbox.faults import receive
 from streamway.sandbox.processes import read_json, write_json
@@ -128,7 +128,7 @@ class Uploads:
         conditions.check(self._store.find(bucket, name))
         draft = Draft(path=self._store.new_draft_path(), md5=new_md5())
         try:
-            await fill(draft, chunks, asyncio.to_thread)
+            await write_chunks(chunks, draft)
             content = _content_of(draft)
             check_hashes(promised, content)
             return self._store.commit(bucket, name, content, description, conditions)
@@ -195,7 +195,10 @@ class Uploads:
             md5=self._md5s.get(upload_id),
         )
         try:
-            await fill(draft, _without_first(receive(request), held - start), asyncio.to_thread)
+            if start == held:
+                await store_body(request, draft)
+            else:
+                await write_chunks(_without_first(receive(request), held - start), draft)
         except BaseException:
             self._keep_whole_grains(upload_id, session, draft)
             raise

@@ -48,12 +48,12 @@ def parse_gs(uri: str) -> ObjectAddress:
             f"{uri!r}: {bucket!r} is not a bucket name; expected 3 to 222 of a-z, 0-9, '-', '_' and '.'.",
             next_step="Correct the bucket in the address.",
         )
+    _refuse_control_characters(key, uri)
     if len(key.encode()) > MAX_KEY_BYTES:
         raise StorageError(
             f"{uri!r}: the object name is {len(key.encode())} bytes long, at most {MAX_KEY_BYTES} are allowed.",
             next_step="Choose a shorter prefix.",
         )
-    _refuse_control_characters(key, uri)
     return ObjectAddress(bucket, key)
 
 
@@ -113,5 +113,6 @@ def parent(uri: str) -> tuple[str, str]:
 
 
 def _refuse_control_characters(text: str, subject: str) -> None:
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+    # JSON can spell half a character (a lone surrogate), which no file system and no protocol can.
+    if any(ord(character) < 32 or ord(character) == 127 or "\ud800" <= character <= "\udfff" for character in text):
         raise StorageError(f"{subject!r} has control characters in it, which no object name should have.")

@@ -125,6 +125,9 @@ class LocalTarget:
     def settle(self, number: int, checksums: Checksums) -> None:
         pass  # the journal has it already
 
+    def save(self, *, now: bool) -> None:
+        pass
+
     def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
         noted = {"plan": self._identity, "sha256": checksums.sha256(), "crc32c": checksums.crc32c}
         noted["mtime_ns"] = os.fstat(self._descriptor).st_mtime_ns

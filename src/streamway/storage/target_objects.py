@@ -8,6 +8,7 @@ that were on their way.
 import contextlib
 import json
 import logging
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,9 @@ from streamway.storage.segments import FilePlan, WrittenFile
 from streamway.storage.targets import Position, fingerprint
 
 log = logging.getLogger("streamway.storage")
+
+_SAVE_PARTS = 2
+"""How many settled parts are worth a save, which costs as much processor time as moving 5 MB."""
 
 SAVE_SLOTS = 8
 """Cloud Storage takes about one write a second to one name, so a growing hash is saved under several in turn."""
@@ -89,6 +93,9 @@ class SmallObjectTarget(_ObjectTarget):
     def settle(self, number: int, checksums: Checksums) -> None:
         pass  # there is only one part
 
+    def save(self, *, now: bool) -> None:
+        pass
+
     def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
         sha256 = checksums.sha256()
         stored = self._cloud.put(
@@ -111,6 +118,9 @@ class UploadTarget(_ObjectTarget):
         self._parts: dict[int, UploadedPart] = {}
         self._saves = 0
         self._saving = True
+        self._unsaved: dict[str, Any] | None = None
+        self._saved_number = 0
+        self._save_lock = threading.Lock()
         self._by_another: WrittenFile | None = None
 
     def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
@@ -177,18 +187,27 @@ class UploadTarget(_ObjectTarget):
         last = number * self._part_bytes >= self._plan.size_bytes
         if not self._saving or self._by_another or last or (state is None and self._sha256):
             return
-        self._save(
-            f"save-{self._saves % SAVE_SLOTS}",
-            {
-                "plan": self._identity,
-                "part_bytes": self._part_bytes,
-                "upload_id": self._upload_id,
-                "number": number,
-                "crc32c": checksums.crc32c,
-                "sha256_state": state.hex() if state else "",
-            },
-        )
-        self._saves += 1
+        self._unsaved = {
+            "plan": self._identity,
+            "part_bytes": self._part_bytes,
+            "upload_id": self._upload_id,
+            "number": number,
+            "crc32c": checksums.crc32c,
+            "sha256_state": state.hex() if state else "",
+        }
+
+    def save(self, *, now: bool) -> None:
+        if not self._save_lock.acquire(blocking=False):
+            return  # what another thread saves just now is nearly as new
+        try:
+            noted = self._unsaved
+            if not noted or not self._saving or noted["number"] - self._saved_number < (1 if now else _SAVE_PARTS):
+                return
+            self._save(f"save-{self._saves % SAVE_SLOTS}", noted)
+            self._saves += 1
+            self._saved_number = noted["number"]
+        finally:
+            self._save_lock.release()
 
     def _save(self, suffix: str, noted: dict[str, Any]) -> None:
         content = json.dumps(noted).encode()
@@ -237,6 +256,8 @@ class UploadTarget(_ObjectTarget):
         self._forget_saves()
 
     def _forget_saves(self) -> None:
+        with self._save_lock:
+            self._saving = False
         with contextlib.suppress(StorageAccessError):  # who may not delete leaves a few small objects in staging
             for stored in self._cloud.list_objects(ObjectAddress(self._address.bucket, f"{self._aside}.save-")):
                 self._cloud.delete(stored.address)

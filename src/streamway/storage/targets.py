@@ -43,7 +43,10 @@ class Target(Protocol):
         """Take one part, in any order, from any thread."""
 
     def settle(self, number: int, checksums: Checksums) -> None:
-        """Note that all parts before `number` are written, with their checksums so far."""
+        """Note that all parts before `number` are written, with their checksums so far; the next part waits for it."""
+
+    def save(self, *, now: bool) -> None:
+        """Put down what was noted, from any thread, where that takes time; `now` though it was done a moment ago."""
 
     def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
         """Show the file under its name."""

@@ -9,10 +9,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from streamway.errors import ChecksumError, TransferError
+from streamway.errors import ChecksumError, StreamwayError, TransferError
 from streamway.storage.addresses import is_gs
 from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, CloudStorage, cloud_storage
 from streamway.storage.digests import Checksums, crc32c
@@ -167,8 +167,8 @@ class _Job:
         self._settled, self._checksums = position.number, position.checksums
         return min(self.plan.size_bytes, position.number * position.part_bytes)
 
-    def move(self, part: _Part) -> list[_Part]:
-        """Bring one part to its target; return the parts whose memory is free now."""
+    def move(self, part: _Part, release: Callable[[_Part], None]) -> None:
+        """Bring one part to its target and settle what can be settled; release each part whose memory is free."""
         checksum = self.target.read_back(part.number, part.view)
         if checksum is None:
             self._source.fill(part.number * self.part_bytes, part.view)
@@ -176,31 +176,27 @@ class _Job:
             self.target.write_part(part.number, part.view, checksum)
             with self._lock:
                 self.moved_bytes += len(part.view)
-        return self._settle(part, checksum)
-
-    def _settle(self, part: _Part, checksum: int) -> list[_Part]:
         with self._lock:
             self._early[part.number] = (part, checksum)
             if self._settling:
-                return []
+                return
             self._settling = True
-        free: list[_Part] = []
         while ready := self._next_in_order():
-            for settled, its_checksum in ready:
-                self._checksums.add(settled.view, its_checksum)
-            self.target.settle(self._settled, self._checksums)
-            if self._settled == self.part_count:
-                self._finish()
-            free += [settled for settled, _ in ready]
-        return free
+            self._settle(*ready)
+            release(ready[0])
 
-    def _next_in_order(self) -> list[tuple[_Part, int]]:
+    def _settle(self, part: _Part, checksum: int) -> None:
+        self._checksums.add(part.view, checksum)
+        self.target.settle(part.number + 1, self._checksums)
+        if part.number + 1 == self.part_count:
+            self._finish()
+
+    def _next_in_order(self) -> tuple[_Part, int] | None:
+        """Take the next part to be settled; where it has not come yet, whoever brings it goes on."""
         with self._lock:
-            ready = []
-            while self._settled in self._early:
-                ready.append(self._early.pop(self._settled))
-                self._settled += 1
-            self._settling = bool(ready)
+            ready = self._early.pop(self._settled, None)
+            self._settled += ready is not None
+            self._settling = ready is not None
             return ready
 
     def _finish(self) -> None:
@@ -259,8 +255,8 @@ class _Crew:
     def _work(self) -> None:
         try:
             while part := self._take():
-                self._release(part.job.move(part))
-                self._progress.add(len(part.view))
+                part.job.move(part, self._release)
+                part.job.target.save(now=self._stopped)
         except BaseException as error:
             self._fail(error)
 
@@ -297,15 +293,27 @@ class _Crew:
         # Small files must not cost whole parts; a buffer grows to the largest part that it ever held.
         return buffer if len(buffer) >= length else bytearray(length)
 
-    def _release(self, parts: Sequence[_Part]) -> None:
+    def _release(self, part: _Part) -> None:
+        self._progress.add(len(part.view))
         with self._state:
-            self._buffers += [part.buffer for part in parts]
+            self._buffers.append(part.buffer)
             self._state.notify_all()
 
     def _fail(self, error: BaseException) -> None:
         with self._state:
-            self._failure = self._failure or error
+            first, self._failure = self._failure is None, self._failure or error
         self._stop()
+        if first:
+            self._save()
+
+    def _save(self) -> None:
+        """Put down how far all files are, for the next call; what stopped this one stays what is told."""
+        for job in self._jobs:
+            if job.begun and not job.result:
+                try:
+                    job.target.save(now=True)
+                except StreamwayError as error:
+                    log.info("%s: its last progress was not saved: %s", job.plan.uri, error)
 
     def _stop(self) -> None:
         with self._state:
