@@ -76,6 +76,7 @@ def deploy_server(
             strategy=strategy,
             find_kit=warm_start.finder(release.uri),
             hold=True,
+            run=run_uri,
             timeout_seconds=timeout_seconds,
             on_progress=step.progress,
         )

@@ -64,6 +64,7 @@ def smoke_test(
                 served_model_name=served_model_name,
                 commit_sha=commit_sha,
                 cluster=cluster,
+                run=run_uri,
                 questions=questions,
                 allowed_regression=allowed_regression,
                 timeout_seconds=timeout_seconds,

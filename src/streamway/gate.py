@@ -4,10 +4,13 @@ Proving (smoke) and serving (server) are rooms that do not know each other; this
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from streamway import server, smoke, warm_start
+from streamway.cluster import connect
 from streamway.errors import StreamwayError
+from streamway.server.lease import Holding, hold_endpoint
 
 
 def smoke_test(
@@ -20,6 +23,7 @@ def smoke_test(
     served_model_name: str,
     commit_sha: str,
     cluster: str = "",
+    run: str = "",
     questions: Sequence[Mapping[str, Any]] = (),
     allowed_regression: float = 0.0,
     timeout_seconds: float = 300.0,
@@ -35,6 +39,7 @@ def smoke_test(
         served_model_name: The name that the API must report.
         commit_sha: The commit that must be deployed.
         cluster: As in `streamway.cluster.connect`.
+        run: What all steps of this run call it; takes up what `deploy_server` claimed for it.
         questions: Questions with expected answers, as plain values.
         allowed_regression: By what share latency and throughput may be worse than those of the release that served
             before; 0 does not compare.
@@ -46,42 +51,64 @@ def smoke_test(
     Raises:
         WrongAnswerError: an answer was wrong; carries the report, and says what serves now.
         SmokeTestError: the revision could not be asked; says what serves now.
-        ClusterError: the cluster refuses.
+        ClusterError: the cluster refuses, or another run is changing the endpoint; then nothing was touched.
     """
-    before = server.read_status(name=name, namespace=namespace, cluster=cluster)
-    try:
-        verdict = smoke.smoke_test(
-            commit_sha=commit_sha,
-            service=service,
-            port=port,
-            served_model_name=served_model_name,
-            cluster=cluster,
-            namespace=namespace,
-            questions=smoke.parse_questions(questions),
-            previous_metrics=before.last_figures,
-            allowed_regression=allowed_regression,
-            timeout_seconds=timeout_seconds,
-        )
-    except StreamwayError as error:
-        error.add_outcome(_reject(name=name, namespace=namespace, revision=revision, cluster=cluster))
-        raise
-    # A revision that serves and has passed before is left as it is: a rerun changes nothing in the cluster.
-    if before.active != revision or not before.last_smoke_test:
-        server.promote_revision(
-            name=name,
-            namespace=namespace,
-            revision=revision,
-            cluster=cluster,
-            proof=smoke.summarise(verdict),
-            figures=verdict.metrics,
-        )
-    warm_start.keep_kit(name=name, namespace=namespace, revision=revision, cluster=cluster)
+    with hold_endpoint(connect(cluster), namespace, name, run=run) as holding:
+        endpoint = _Held(name=name, namespace=namespace, revision=revision, cluster=cluster, holding=holding)
+        before = server.read_status(name=name, namespace=namespace, cluster=cluster)
+        try:
+            verdict = smoke.smoke_test(
+                commit_sha=commit_sha,
+                service=service,
+                port=port,
+                served_model_name=served_model_name,
+                cluster=cluster,
+                namespace=namespace,
+                questions=smoke.parse_questions(questions),
+                previous_metrics=before.last_figures,
+                allowed_regression=allowed_regression,
+                timeout_seconds=timeout_seconds,
+            )
+        except StreamwayError as error:
+            error.add_outcome(endpoint.reject())
+            raise
+        # A revision that serves and has passed before is left as it is: a rerun changes nothing in the cluster.
+        if before.active != revision or not before.last_smoke_test:
+            endpoint.promote(verdict)
+        warm_start.keep_kit(name=name, namespace=namespace, revision=revision, cluster=cluster)
     return verdict
 
 
-def _reject(*, name: str, namespace: str, revision: str, cluster: str) -> str:
-    try:
-        return server.reject_revision(name=name, namespace=namespace, revision=revision, cluster=cluster)
-    except StreamwayError as error:
-        # What went wrong first matters more than that it could not be undone, but both must be told.
-        return f"It could not be withdrawn either: {error.problem}"
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """A revision of an endpoint that is ours to judge."""
+
+    name: str
+    namespace: str
+    revision: str
+    cluster: str
+    holding: Holding
+
+    def promote(self, verdict: smoke.SmokeReport) -> None:
+        server.promote_revision(
+            name=self.name,
+            namespace=self.namespace,
+            revision=self.revision,
+            cluster=self.cluster,
+            proof=smoke.summarise(verdict),
+            figures=verdict.metrics,
+            holding=self.holding,
+        )
+
+    def reject(self) -> str:
+        try:
+            return server.reject_revision(
+                name=self.name,
+                namespace=self.namespace,
+                revision=self.revision,
+                cluster=self.cluster,
+                holding=self.holding,
+            )
+        except StreamwayError as error:
+            # What went wrong first matters more than that it could not be undone, but both must be told.
+            return f"It could not be withdrawn either: {error.problem}"

@@ -11,7 +11,7 @@ from streamway.server.endpoint import read_endpoint
 from streamway.server.engine import PORT
 from streamway.server.kit import FindKit
 from streamway.server.kit_offer import offer_found_kit
-from streamway.server.lease import hold_endpoint
+from streamway.server.lease import CLAIM_SECONDS, hold_endpoint
 from streamway.server.manifests import (
     autoscaler_manifests,
     deployment_manifest,
@@ -69,6 +69,19 @@ class DeployedServer:
     gpu_count: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    """What a run keeps of an endpoint until its next step.
+
+    Args:
+        run: What all of its steps call it.
+        seconds: For how long at most; 0 for not at all.
+    """
+
+    run: str
+    seconds: float
+
+
 def deploy_server(
     *,
     release_uri: str,
@@ -103,6 +116,8 @@ def deploy_server(
     find_kit: FindKit | None = None,
     warm_start: bool = True,
     hold: bool = False,
+    run: str = "",
+    claim_seconds: float = CLAIM_SECONDS,
     force: bool = False,
     dry_run: bool = False,
     on_progress: Progress | None = None,
@@ -142,6 +157,8 @@ def deploy_server(
         find_kit: Finds the warm-start kit of a key; None for no kits.
         warm_start: Whether the engine's cache is kept and restored; vLLM only.
         hold: Leave the Service where it is until `promote_revision` or `reject_revision` settles it.
+        run: What all steps of this run call it; with `hold`, the endpoint stays this run's until its next step.
+        claim_seconds: For how long at most; a run that was killed in between keeps others waiting no longer.
         force: Take fields over from other managers.
         dry_run: Let the API server judge every manifest, and change nothing.
         on_progress: Told how many bytes of the weights have come.
@@ -200,11 +217,18 @@ def deploy_server(
         force=force,
         on_progress=on_progress,
     )
-    return _roll_out(connection, spec, plan, find_kit, changed=changed)
+    claim = _Claim(run=run, seconds=claim_seconds if hold and run else 0.0)
+    return _roll_out(connection, spec, plan, claim, find_kit, changed=changed)
 
 
 def _roll_out(
-    connection: ClusterConnection, spec: ServerSpec, plan: Plan, find_kit: FindKit | None, *, changed: bool
+    connection: ClusterConnection,
+    spec: ServerSpec,
+    plan: Plan,
+    claim: _Claim,
+    find_kit: FindKit | None,
+    *,
+    changed: bool,
 ) -> DeployedServer:
     derived = derive(spec)
     logger.info(
@@ -216,7 +240,7 @@ def _roll_out(
         spec.accelerator,
         derived.budgets.step_seconds,
     )
-    with hold_endpoint(connection, spec.namespace, spec.name) as holding:
+    with hold_endpoint(connection, spec.namespace, spec.name, run=claim.run) as holding:
         endpoint = read_endpoint(connection, spec.namespace, spec.name)
         kit = None
         if find_kit is not None and plan.revision not in endpoint.revisions:
@@ -228,6 +252,7 @@ def _roll_out(
             if kit is not None:
                 error.add_outcome(f"It was given the warm-start kit {kit.uri}; delete that to try without.")
             raise
+        holding.leave_claim(claim.seconds)
     if not (changed or done.changed):
         logger.info("endpoint %s already serves this release; nothing changed", spec.name)
     return _deployed(spec, done, changed=changed or done.changed)

@@ -3,9 +3,13 @@
 Whether a holder is alive is judged by watching it renew, not by comparing clocks: the machines that runs come from
 agree on little. A holder on this very machine is looked for among its processes, so that a run that was killed can be
 started again at once.
+
+A run that leaves a revision to be judged by its next step, which may come from another machine, leaves a claim: the
+Lease stays, under the run's name and for a bounded time, and only that run may go on with it before then.
 """
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -26,6 +30,13 @@ logger = logging.getLogger("streamway.server")
 _RENEW_SECONDS = 2.0
 # A holder that has not renewed for so long is taken for dead; several renewals may fail before that.
 _LEASE_SECONDS = 10
+# Longest claim between two steps of a run: a worker on Vertex AI comes within minutes, and a run that was killed in
+# between keeps others waiting for so long and no longer.
+CLAIM_SECONDS = 600.0
+# What clocks may differ by, before a claim that is over by ours is taken for over.
+_CLOCK_SECONDS = 300.0
+RUN = "streamway/run"
+_CLAIM = "claimed for the next step of "
 
 
 class Holding:
@@ -40,6 +51,7 @@ class Holding:
         self._connection = connection
         self._lease = lease
         self._lost = ""
+        self._claim_seconds = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="streamway-lease", daemon=True)
 
@@ -59,20 +71,28 @@ class Holding:
                 next_step="Let the other run finish, then look at the endpoint and run again if that is needed.",
             )
 
+    def leave_claim(self, seconds: float) -> None:
+        """When this is given back, keep the endpoint for the next step of the same run.
+
+        Args:
+            seconds: For how long at most.
+        """
+        self._claim_seconds = seconds
+
     def release(self) -> None:
-        """Give it back."""
+        """Give it back, or leave the claim that was asked for."""
         self._done.set()
         self._thread.join(timeout=5)
         if self._lost:
             return
-        uid = self._lease["metadata"].get("uid")
         try:
-            self._connection.request(
-                "DELETE",
-                _path(self._lease),
-                body={"preconditions": {"uid": uid}} if uid else None,
-                timeout_seconds=5,
-            )
+            if self._claim_seconds:
+                lease = _as_claim(self._lease, self._claim_seconds)
+                self._connection.request("PUT", _path(lease), body=lease, timeout_seconds=5)
+            else:
+                uid = self._lease["metadata"].get("uid")
+                body = {"preconditions": {"uid": uid}} if uid else None
+                self._connection.request("DELETE", _path(self._lease), body=body, timeout_seconds=5)
         except ClusterError as error:
             logger.info("the lease was not given back and ends by itself: %s", error.problem)
 
@@ -91,13 +111,20 @@ class Holding:
 
 
 @contextmanager
-def hold_endpoint(connection: ClusterConnection, namespace: str, name: str) -> Iterator[Holding]:
+def hold_endpoint(connection: ClusterConnection, namespace: str, name: str, *, run: str = "") -> Iterator[Holding]:
     """Be the one run that changes an endpoint.
+
+    Args:
+        connection: The cluster.
+        namespace: Of the endpoint.
+        name: Its name.
+        run: What all steps of this run call it; a claim that an earlier step left is taken up at once. Empty for a
+            run of one step.
 
     Raises:
         ClusterError: another run is alive and holds it; names that run.
     """
-    holding = Holding(connection, _acquire(connection, namespace, name))
+    holding = Holding(connection, _acquire(connection, namespace, name, run))
     holding.start()
     try:
         yield holding
@@ -105,9 +132,9 @@ def hold_endpoint(connection: ClusterConnection, namespace: str, name: str) -> I
         holding.release()
 
 
-def _acquire(connection: ClusterConnection, namespace: str, name: str) -> Manifest:
+def _acquire(connection: ClusterConnection, namespace: str, name: str, run: str) -> Manifest:
     collection = collection_path("coordination.k8s.io/v1", "Lease", namespace)
-    lease = _lease(namespace, name)
+    lease = _lease(namespace, name, run)
     while True:
         try:
             return connection.request("POST", collection, body=lease)
@@ -117,7 +144,8 @@ def _acquire(connection: ClusterConnection, namespace: str, name: str) -> Manife
         found = connection.find(_path(lease))
         if found is None:
             continue
-        _await_death(connection, found)
+        if not _is_claim(found) or _run_of(found) != run:
+            _await_death(connection, found)
         try:
             return connection.request("PUT", _path(lease), body=_taken_over(lease, found))
         except ApiServerError as error:
@@ -132,8 +160,15 @@ def _await_death(connection: ClusterConnection, found: Manifest) -> None:
     if _is_known_to_be_dead(holder):
         logger.info("endpoint %s is held by %s, a process that is gone; taking over", name, holder)
         return
-    logger.info("endpoint %s is held by %s; seeing whether that run is alive", name, holder)
-    deadline = time.monotonic() + int(spec.get("leaseDurationSeconds") or _LEASE_SECONDS)
+    seconds = int(spec.get("leaseDurationSeconds") or _LEASE_SECONDS)
+    if _is_long_over(spec, seconds):
+        logger.info("endpoint %s is held by %s, which ended long ago; taking over", name, holder)
+        return
+    logger.info("endpoint %s is held by %s; seeing for up to %d s whether that run is alive", name, holder, seconds)
+    if _is_claim(found):
+        command = f"kubectl delete lease --namespace={found['metadata']['namespace']} {name}"
+        logger.info("if you know that it is not, end its claim: %s", command)
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(min(1.0, _RENEW_SECONDS / 2))
         now = connection.find(_path(found))
@@ -141,13 +176,44 @@ def _await_death(connection: ClusterConnection, found: Manifest) -> None:
             return
         if now["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
             raise ClusterError(
-                f"Another run is changing endpoint {name}: {holder}, since {since}.",
+                f"Another run is changing endpoint {name}: {_who(now)}, since {since}.",
                 next_step="Wait until it has finished, then run again: what it did will not be done twice.",
             )
     logger.info("that run is dead; taking over")
 
 
-def _lease(namespace: str, name: str) -> Manifest:
+def _is_long_over(spec: Manifest, seconds: float) -> bool:
+    renewed = spec.get("renewTime")
+    if not renewed:
+        return False
+    age = (datetime.now(UTC) - datetime.fromisoformat(str(renewed))).total_seconds()
+    return age > seconds + _CLOCK_SECONDS
+
+
+def _as_claim(lease: Manifest, seconds: float) -> Manifest:
+    spec = {
+        **lease["spec"],
+        "holderIdentity": f"{_CLAIM}{_run_of(lease)}",
+        "leaseDurationSeconds": math.ceil(seconds),
+        "renewTime": _now(),
+    }
+    return {**lease, "spec": spec}
+
+
+def _is_claim(lease: Manifest) -> bool:
+    return str((lease.get("spec") or {}).get("holderIdentity", "")).startswith(_CLAIM)
+
+
+def _who(lease: Manifest) -> str:
+    holder, run = str((lease.get("spec") or {}).get("holderIdentity", "?")), _run_of(lease)
+    return holder if not run or run in holder else f"{holder} for {run}"
+
+
+def _run_of(lease: Manifest) -> str:
+    return str((lease["metadata"].get("annotations") or {}).get(RUN, ""))
+
+
+def _lease(namespace: str, name: str, run: str) -> Manifest:
     now = _now()
     return {
         "apiVersion": "coordination.k8s.io/v1",
@@ -156,6 +222,7 @@ def _lease(namespace: str, name: str) -> Manifest:
             "name": f"{name}-deploy",
             "namespace": namespace,
             "labels": {INSTANCE: name, MANAGED_BY: FIELD_MANAGER},
+            **({"annotations": {RUN: run}} if run else {}),
         },
         "spec": {
             "holderIdentity": f"{_place()}/{os.getpid()}/{uuid.uuid4().hex[:8]}",

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from streamway.cluster import ClusterConnection, connect
@@ -108,6 +108,7 @@ def promote_revision(
     proof: str = "",
     figures: Mapping[str, float] | None = None,
     cluster: str = "",
+    holding: Holding | None = None,
 ) -> EndpointStatus:
     """Let the Service select a revision that was held and has proved itself.
 
@@ -118,11 +119,12 @@ def promote_revision(
         proof: What the smoke test said, in a few words.
         figures: What it measured, for the next release to be compared with.
         cluster: As in `streamway.cluster.connect`.
+        holding: The endpoint, where the caller holds it already.
 
     Raises:
-        ClusterError: there is no such revision, or it is not ready.
+        ClusterError: there is no such revision, or it is not ready, or another run has taken the endpoint over.
     """
-    with _changing(cluster, namespace, name) as (connection, endpoint, holding):
+    with _changing(cluster, namespace, name, holding) as (connection, endpoint, holding):
         candidate = _known(endpoint, revision)
         if endpoint.active == revision:
             point_service(connection, endpoint, revision, proof=proof, figures=figures)
@@ -139,7 +141,13 @@ def promote_revision(
 
 
 def reject_revision(
-    *, name: str, namespace: str, revision: str, cluster: str = "", unschedulable_seconds: float = 20
+    *,
+    name: str,
+    namespace: str,
+    revision: str,
+    cluster: str = "",
+    unschedulable_seconds: float = 20,
+    holding: Holding | None = None,
 ) -> str:
     """Go back to the revision before, because this one has answered wrongly; say what serves now.
 
@@ -150,8 +158,12 @@ def reject_revision(
         cluster: As in `streamway.cluster.connect`.
         unschedulable_seconds: How long the one before may look for a node while this one still serves; then it takes
             this one's.
+        holding: The endpoint, where the caller holds it already.
+
+    Raises:
+        ClusterError: there is no such endpoint, or another run has taken it over.
     """
-    with _changing(cluster, namespace, name) as (connection, endpoint, _holding):
+    with _changing(cluster, namespace, name, holding) as (connection, endpoint, _holding):
         if endpoint.active == revision:
             return _leave_active(connection, endpoint, revision, unschedulable_seconds)
         old = endpoint.active_revision
@@ -252,10 +264,13 @@ def _delete_ours(connection: ClusterConnection, namespace: str, name: str) -> li
 
 
 @contextmanager
-def _changing(cluster: str, namespace: str, name: str) -> Iterator[tuple[ClusterConnection, Endpoint, Holding]]:
+def _changing(
+    cluster: str, namespace: str, name: str, held: Holding | None = None
+) -> Iterator[tuple[ClusterConnection, Endpoint, Holding]]:
     connection = connect(cluster)
     _existing(connection, namespace, name)
-    with hold_endpoint(connection, namespace, name) as holding:
+    with hold_endpoint(connection, namespace, name) if held is None else nullcontext(held) as holding:
+        holding.check()
         endpoint = read_endpoint(connection, namespace, name)
         settle_previous(connection, endpoint)
         yield connection, endpoint, holding
