@@ -75,6 +75,7 @@ def deploy_server(
             environment=environment,
             strategy=strategy,
             find_kit=warm_start.finder(release.uri),
+            drop_kit=warm_start.drop_kit,
             hold=True,
             run=run_uri,
             timeout_seconds=timeout_seconds,

@@ -70,6 +70,8 @@ def smoke_test(
                 timeout_seconds=timeout_seconds,
             )
         except StreamwayError as error:
+            if isinstance(error, smoke.WrongAnswerError) and (suspicion := endpoint.suspect_kit()):
+                error.add_outcome(suspicion)
             error.add_outcome(endpoint.reject())
             raise
         # A revision that serves and has passed before is left as it is: a rerun changes nothing in the cluster.
@@ -98,6 +100,11 @@ class _Held:
             proof=smoke.summarise(verdict),
             figures=verdict.metrics,
             holding=self.holding,
+        )
+
+    def suspect_kit(self) -> str:
+        return warm_start.suspect_kit(
+            name=self.name, namespace=self.namespace, revision=self.revision, cluster=self.cluster
         )
 
     def reject(self) -> str:

@@ -15,8 +15,17 @@ from streamway.cluster import ClusterConnection, connect
 from streamway.errors import StreamwayError
 from streamway.server.kit import MAX_KIT_BYTES, FindKit, Kit
 from streamway.server.kit_capture import ProvedPod, capture_kit, find_proved_pod
-from streamway.server.kit_offer import offer_kit
-from streamway.storage.kits import StartFigures, StoredKit, change_kits, is_as_stored, read_kits, store_kit
+from streamway.server.kit_offer import offer_kit, take_back_kit
+from streamway.storage.files import delete_files
+from streamway.storage.kits import (
+    StartFigures,
+    StoredKit,
+    change_kits,
+    is_as_stored,
+    read_kits,
+    release_of_kit,
+    store_kit,
+)
 from streamway.storage.manifest import now
 
 logger = logging.getLogger("streamway.warm_start")
@@ -69,6 +78,35 @@ def finder(release_uri: str) -> FindKit:
         return _as_kit(stored) if stored is not None else None
 
     return find
+
+
+def drop_kit(kit: Kit) -> None:
+    """Take a kit away from its release, because an engine that restored it does not work; the next one is made anew."""
+
+    def without(kits: Mapping[str, StoredKit]) -> Mapping[str, StoredKit]:
+        return {key: known for key, known in kits.items() if known.sha256 != kit.sha256}
+
+    try:
+        change_kits(release_of_kit(kit.uri), without)
+        delete_files([kit.uri])
+    except (StreamwayError, OSError) as error:
+        problem = error.problem if isinstance(error, StreamwayError) else str(error)
+        logger.warning("the warm-start kit %s could not be dropped, so delete it by hand: %s", kit.uri, problem)
+    else:
+        logger.warning("the warm-start kit %s was dropped; the next one is made anew", kit.uri)
+
+
+def suspect_kit(*, name: str, namespace: str, revision: str, cluster: str = "") -> str:
+    """Drop the kit that the pods of a revision which answers wrongly have restored; say so, or nothing where none."""
+    try:
+        kit = take_back_kit(connect(cluster), namespace, name, revision)
+    except StreamwayError as error:
+        logger.warning("whether a warm-start kit is to blame cannot be told: %s", error.problem)
+        return ""
+    if kit is None:
+        return ""
+    drop_kit(kit)
+    return "Its engine had a warm-start kit, which was dropped in case that is the reason."
 
 
 def keep_kit(

@@ -143,6 +143,7 @@ class House:
             "timeout_seconds": 60,
             "unschedulable_seconds": 3,
             "find_kit": warm_start.finder(self.release_uri),
+            "drop_kit": warm_start.drop_kit,
             "hold": True,
         }
         return server.deploy_server(**{**settings, **plain})

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 
 from streamway import server, storage, warm_start
 from streamway.cli.endpoint import status
-from streamway.errors import RolloutError
 from streamway.server.kit import Kit
 from streamway.server.kit_offer import offer_kit
 from streamway.storage.kits import read_kits
@@ -244,17 +243,6 @@ def test_an_offer_that_an_interrupted_run_left_is_removed_by_the_next(house: Any
 
     offers = [name for name in house.versions() if name.startswith("configmaps/tiny")]
     assert offers == [f"configmaps/tiny-{deployed.revision}-kit"]
-
-
-def test_a_server_that_fails_with_a_kit_says_that_it_had_one(house: Any) -> None:
-    house.serve()
-    server.retire_server(name="tiny", namespace=house.namespace)
-    (kit,) = read_kits(house.release_uri).values()
-
-    with pytest.raises(RolloutError) as caught:
-        house.deploy(timeout_seconds=5, replicas=9)
-
-    assert f"It was given the warm-start kit {kit.uri}" in caught.value.problem
 
 
 def test_status_tells_of_kits_on_the_command_line(house: Any) -> None:

@@ -37,7 +37,9 @@ def status(name: str, namespace: str, cluster: str, as_json: bool) -> None:
 def rollback(name: str, namespace: str, cluster: str, revision: str, as_json: bool) -> None:
     """Let endpoint NAME serve an earlier revision again."""
     with output.narrated():
-        found = server.rollback(name=name, namespace=namespace, cluster=cluster, revision=revision)
+        found = server.rollback(
+            name=name, namespace=namespace, cluster=cluster, revision=revision, drop_kit=warm_start.drop_kit
+        )
     output.give(found, as_json=as_json, lines=_status_lines(found))
 
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from streamway.cluster import ClusterConnection, connect
-from streamway.errors import RolloutError, SettingsError
+from streamway.errors import SettingsError
 from streamway.server.apply import apply
 from streamway.server.endpoint import read_endpoint
 from streamway.server.engine import PORT
-from streamway.server.kit import FindKit
+from streamway.server.kit import DropKit, FindKit
 from streamway.server.kit_offer import offer_found_kit
 from streamway.server.lease import CLAIM_SECONDS, hold_endpoint
 from streamway.server.manifests import (
@@ -114,6 +114,7 @@ def deploy_server(
     keep_seconds: float = 3600,
     verify: Verify | None = None,
     find_kit: FindKit | None = None,
+    drop_kit: DropKit | None = None,
     warm_start: bool = True,
     hold: bool = False,
     run: str = "",
@@ -155,6 +156,7 @@ def deploy_server(
         keep_seconds: How long `blue_green` keeps the old revision running.
         verify: Proves a new revision before the Service selects it; it raises where the answer is wrong.
         find_kit: Finds the warm-start kit of a key; None for no kits.
+        drop_kit: Told of a kit that the engine fails with and starts without.
         warm_start: Whether the engine's cache is kept and restored; vLLM only.
         hold: Leave the Service where it is until `promote_revision` or `reject_revision` settles it.
         run: What all steps of this run call it; with `hold`, the endpoint stays this run's until its next step.
@@ -215,6 +217,7 @@ def deploy_server(
         verify=verify,
         hold=hold,
         force=force,
+        drop_kit=drop_kit,
         on_progress=on_progress,
     )
     claim = _Claim(run=run, seconds=claim_seconds if hold and run else 0.0)
@@ -242,16 +245,10 @@ def _roll_out(
     )
     with hold_endpoint(connection, spec.namespace, spec.name, run=claim.run) as holding:
         endpoint = read_endpoint(connection, spec.namespace, spec.name)
-        kit = None
         if find_kit is not None and plan.revision not in endpoint.revisions:
             known = endpoint.revisions
-            kit = offer_found_kit(connection, spec, find_kit, revision=plan.revision, known=known)
-        try:
-            done = roll_out(connection, endpoint, replace(plan, still_ours=holding.check))
-        except RolloutError as error:
-            if kit is not None:
-                error.add_outcome(f"It was given the warm-start kit {kit.uri}; delete that to try without.")
-            raise
+            offer_found_kit(connection, spec, find_kit, revision=plan.revision, known=known)
+        done = roll_out(connection, endpoint, replace(plan, still_ours=holding.check))
         holding.leave_claim(claim.seconds)
     if not (changed or done.changed):
         logger.info("endpoint %s already serves this release; nothing changed", spec.name)

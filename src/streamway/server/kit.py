@@ -8,6 +8,7 @@ digest comes from the cluster, where whoever can write to the bucket cannot chan
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -30,6 +31,7 @@ _KEY_VERSION = 1
 # device has as much memory free; older versions are not known to have it.
 _STARTUP_PLAN_SINCE = (0, 32, 0)
 _TERMINATION_PATH = "/dev/termination-log"
+_RESTORED = re.compile(r"Restored warm-start kit ([0-9a-f]{64}):")
 _VARIABLES = {"KIT_URI": "uri", "KIT_SHA256": "sha256", "KIT_BYTES": "size_bytes"}
 
 
@@ -50,6 +52,8 @@ class Kit:
 
 FindKit = Callable[[str], Kit | None]
 """Given a kit's key, returns the kit, or None where there is none; never fails."""
+DropKit = Callable[[Kit], None]
+"""Told of a kit that an engine did not start with although it starts without; never fails."""
 
 
 def is_warm(spec: ServerSpec, derived: Derived) -> bool:
@@ -134,6 +138,17 @@ def restore_containers(spec: ServerSpec, derived: Derived, *, config_map: str) -
             "volumeMounts": kit_mounts(spec, derived),
         }
     ]
+
+
+def restored_kit(pod: Manifest) -> str:
+    """SHA-256 of the kit that a pod has restored; empty for none."""
+    statuses = (pod.get("status") or {}).get("initContainerStatuses") or ()
+    for status in statuses:
+        if status["name"] == RESTORE_CONTAINER:
+            ended = (status.get("state") or {}).get("terminated") or {}
+            match = _RESTORED.match(str(ended.get("message", "")))
+            return match[1] if match else ""
+    return ""
 
 
 def _from_config_map(variable: str, key: str, config_map: str) -> Manifest:

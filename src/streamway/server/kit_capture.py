@@ -6,7 +6,6 @@ write access to the bucket inside it. What it needs beside what a deployment nee
 """
 
 import logging
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from streamway.errors import ClusterError, KitRefusedError
 from streamway.server.apply import collection_path
 from streamway.server.diagnose import engine_status
 from streamway.server.endpoint import Revision, read_endpoint
-from streamway.server.kit import CACHE_ROOT, KIT_KEY, KIT_MADE_FOR, MAX_KIT_BYTES, RESTORE_CONTAINER
+from streamway.server.kit import CACHE_ROOT, KIT_KEY, KIT_MADE_FOR, MAX_KIT_BYTES, restored_kit
 from streamway.server.kit_archive import PackedKit, pack_kit
 from streamway.server.manifests import CONTAINER, INSTANCE
 from streamway.server.streamer_log import EngineLog, read_log
@@ -28,7 +27,6 @@ CAPTURE_SECONDS = 300.0
 _LOG_BYTES = 4 * 1024 * 1024
 # The shell knows the variable as the engine does; exec replaces it by tar, so that no shell stays between.
 _SEND = f'cd "${CACHE_ROOT}" && exec tar -cf - .'
-_RESTORED = re.compile(r"Restored warm-start kit ([0-9a-f]{64}):")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ def find_proved_pod(connection: ClusterConnection, *, namespace: str, name: str,
         kit_key=str(annotations[KIT_KEY]),
         made_for=str(annotations.get(KIT_MADE_FOR, "{}")),
         release_uri=found.release_uri,
-        restored=_restored(pod),
+        restored=restored_kit(pod),
         ready_seconds=_ready_seconds(pod, status),
         log=_read_start(connection, pod),
         deployment=found.deployment,
@@ -137,16 +135,6 @@ def _controller(item: Manifest) -> str:
 def _condition(pod: Manifest, kind: str) -> dict[str, Any]:
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return next((entry for entry in conditions if entry["type"] == kind and entry["status"] == "True"), {})
-
-
-def _restored(pod: Manifest) -> str:
-    statuses = (pod.get("status") or {}).get("initContainerStatuses") or ()
-    for status in statuses:
-        if status["name"] == RESTORE_CONTAINER:
-            ended = (status.get("state") or {}).get("terminated") or {}
-            match = _RESTORED.match(str(ended.get("message", "")))
-            return match[1] if match else ""
-    return ""
 
 
 def _ready_seconds(pod: Manifest, status: Manifest) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from streamway.cluster import RELEASE, REVISION, ClusterConnection, Manifest
 from streamway.errors import ClusterError, ClusterPermissionError
 from streamway.server.apply import apply, collection_path, delete
-from streamway.server.kit import FindKit, Kit, is_warm, kit_key
+from streamway.server.kit import FindKit, Kit, is_warm, kit_key, restored_kit
 from streamway.server.manifests import FIELD_MANAGER, INSTANCE, MANAGED_BY, kit_name
 from streamway.server.spec import ServerSpec, derive
 
@@ -98,6 +98,25 @@ def offer_manifest(
         "metadata": metadata,
         "data": {"uri": kit.uri, "sha256": kit.sha256, "size_bytes": str(kit.size_bytes)},
     }
+
+
+def take_back_kit(connection: ClusterConnection, namespace: str, endpoint: str, revision: str) -> Kit | None:
+    """Withdraw the kit that a revision's pods have restored, so that its next ones start without; None for none."""
+    query = {"labelSelector": f"{INSTANCE}={endpoint},{REVISION}={revision}"}
+    pods = connection.get(collection_path("v1", "Pod", namespace), query).get("items") or ()
+    restored = {digest for pod in pods if (digest := restored_kit(pod))}
+    if not restored:
+        return None
+    path = f"{collection_path('v1', 'ConfigMap', namespace)}/{kit_name(endpoint, revision)}"
+    try:
+        data = (connection.find(path) or {}).get("data") or {}
+    except ClusterPermissionError as error:
+        logger.warning("the kit of revision %s cannot be taken back: %s", revision, error.problem)
+        return None
+    if data.get("sha256") not in restored:
+        return None
+    withdraw_kit(connection, namespace, endpoint, revision)
+    return Kit(uri=data["uri"], sha256=data["sha256"], size_bytes=int(data["size_bytes"]))
 
 
 def withdraw_kits(connection: ClusterConnection, namespace: str, endpoint: str, *, keep: Collection[str] = ()) -> None:

@@ -22,6 +22,7 @@ from streamway.server.endpoint import (
     remove_revision,
 )
 from streamway.server.engine import PORT
+from streamway.server.kit import DropKit
 from streamway.server.kit_offer import withdraw_kits
 from streamway.server.lease import Holding, hold_endpoint
 from streamway.server.manifests import FIELD_MANAGER, INSTANCE, MANAGED_BY, revision_name
@@ -187,6 +188,7 @@ def rollback(
     cluster: str = "",
     strategy: str = "auto",
     verify: Verify | None = None,
+    drop_kit: DropKit | None = None,
     timeout_seconds: float = _RETURN_SECONDS,
     unschedulable_seconds: float = 60,
 ) -> EndpointStatus:
@@ -199,6 +201,7 @@ def rollback(
         cluster: As in `streamway.cluster.connect`.
         strategy: As in `deploy_server`.
         verify: Proves it before the Service selects it.
+        drop_kit: Told of a warm-start kit that its engine fails with and starts without.
         timeout_seconds: Longest wait.
         unschedulable_seconds: Longest wait for a node where no autoscaler says that it adds one.
 
@@ -220,6 +223,7 @@ def rollback(
             port=PORT,
             patience=Patience(deadline_seconds=timeout_seconds, unschedulable_seconds=unschedulable_seconds),
             verify=verify,
+            drop_kit=drop_kit,
             still_ours=holding.check,
         )
         done: Switched = roll_out(connection, endpoint, plan)

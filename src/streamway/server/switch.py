@@ -25,6 +25,8 @@ from streamway.server.endpoint import (
     stop_revision,
     time_text,
 )
+from streamway.server.kit import DropKit
+from streamway.server.kit_offer import take_back_kit
 from streamway.server.rollout import Patience, Phase, Rollout, await_rollout
 from streamway.storage.segments import Progress
 
@@ -32,6 +34,8 @@ logger = logging.getLogger("streamway.server")
 
 # A pod's drain and grace period, and what the node needs to notice.
 _STOP_SECONDS = 180.0
+# Ends of a rollout that a wrong warm-start kit could be the reason for.
+_ENGINE_FAILS = frozenset({"crash_loop", "out_of_memory", "failing_probe"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,7 @@ class Plan:
         hold: Leave the Service where it is after a successful rollout.
         force: Take fields over from other managers.
         still_ours: Raises where another run has taken the endpoint over.
+        drop_kit: Told of a warm-start kit that the engine starts without, and not with.
         on_progress: Told how many bytes of the weights have come.
     """
 
@@ -86,6 +91,7 @@ class Plan:
     hold: bool = False
     force: bool = False
     still_ours: Callable[[], None] = lambda: None
+    drop_kit: DropKit | None = None
     on_progress: Progress | None = None
 
 
@@ -158,28 +164,6 @@ def settle_previous(connection: ClusterConnection, endpoint: Endpoint, *, wanted
     if until and until < time_text() and previous is not None and previous.replicas and previous.name != wanted:
         logger.info("revision %s was kept until %s; stopping it", previous.name, until)
         scale(connection, endpoint.namespace, previous.deployment_name, 0)
-
-
-def bring_up(
-    connection: ClusterConnection,
-    endpoint: Endpoint,
-    revision: Revision,
-    *,
-    patience: Patience,
-    on_progress: Progress | None = None,
-) -> Rollout:
-    """Run a revision that exists again, with as many pods as it has when it serves."""
-    if revision.replicas != revision.serving_replicas:
-        scale(connection, endpoint.namespace, revision.deployment_name, revision.serving_replicas)
-    return await_rollout(
-        connection,
-        namespace=endpoint.namespace,
-        endpoint=endpoint.name,
-        revision=revision.name,
-        deployment=revision.deployment_name,
-        patience=patience,
-        on_progress=on_progress,
-    )
 
 
 def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision | None) -> Switched:
@@ -290,26 +274,60 @@ def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> t
                 f"Endpoint {endpoint.name} has no revision {plan.revision}.",
                 next_step="Deploy the release again.",
             )
-        return True, bring_up(connection, endpoint, known, patience=plan.patience, on_progress=plan.on_progress)
+        if known.replicas != known.serving_replicas:
+            scale(connection, endpoint.namespace, known.deployment_name, known.serving_replicas)
+        return True, _await_ready(connection, endpoint, plan, known.deployment_name, known.serving_replicas)
     wanted = int(plan.deployment["spec"].get("replicas", known.replicas or known.serving_replicas if known else 1))
     if known is not None and known.replicas != wanted:
         scale(connection, endpoint.namespace, known.deployment_name, wanted)
     applied = apply(connection, plan.deployment, force=plan.force)
-    rollout = await_rollout(
-        connection,
-        namespace=endpoint.namespace,
-        endpoint=endpoint.name,
-        revision=plan.revision,
-        deployment=applied.name,
-        patience=plan.patience,
-        size_bytes=plan.size_bytes,
-        on_progress=plan.on_progress,
-    )
+    rollout = _await_ready(connection, endpoint, plan, applied.name, wanted)
     changed = applied.action != "unchanged" or bool(known and known.replicas != wanted)
     for manifest in plan.more:
         owned = _owned_by(manifest, applied.manifest)
         changed = apply(connection, owned, force=plan.force).action != "unchanged" or changed
     return changed, rollout
+
+
+def _await_ready(
+    connection: ClusterConnection, endpoint: Endpoint, plan: Plan, deployment: str, replicas: int
+) -> Rollout:
+    """Wait for a revision; where its engine fails with a warm-start kit, try once without it."""
+
+    def wait() -> Rollout:
+        return await_rollout(
+            connection,
+            namespace=endpoint.namespace,
+            endpoint=endpoint.name,
+            revision=plan.revision,
+            deployment=deployment,
+            patience=plan.patience,
+            size_bytes=plan.size_bytes,
+            on_progress=plan.on_progress,
+        )
+
+    try:
+        return wait()
+    except RolloutError as error:
+        fails = error.reason in _ENGINE_FAILS
+        kit = take_back_kit(connection, endpoint.namespace, endpoint.name, plan.revision) if fails else None
+        if kit is None:
+            raise
+        logger.warning(
+            "the engine fails with the warm-start kit %s, so it is tried without: %s", kit.uri, error.problem
+        )
+    # What a kit has put in place stays as long as its pod does.
+    scale(connection, endpoint.namespace, deployment, 0)
+    await_no_pods(connection, endpoint, plan.revision, timeout_seconds=_STOP_SECONDS)
+    scale(connection, endpoint.namespace, deployment, replicas)
+    try:
+        rollout = wait()
+    except RolloutError as error:
+        error.add_outcome("It had been tried with its warm-start kit before, and failed as well.")
+        raise
+    if plan.drop_kit is not None:
+        plan.drop_kit(kit)
+    return rollout
 
 
 def _owned_by(manifest: Manifest, deployment: Manifest) -> Manifest:

@@ -128,6 +128,11 @@ def kit_uri_of(release_uri: str, key: str, sha256: str) -> str:
     return f"{release_uri.rstrip('/')}.kits/{key}-{sha256[:16]}.tar"
 
 
+def release_of_kit(uri: str) -> str:
+    """Return the release that a kit lies beside."""
+    return f"{uri.rpartition('.kits/')[0]}/"
+
+
 def read_kits(release_uri: str) -> Mapping[str, StoredKit]:
     """Read which kits a release has; none where its manifest is another one than theirs.
 
