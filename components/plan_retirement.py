@@ -27,7 +27,8 @@ def plan_retirement(
         cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
         namespace: Kubernetes namespace of the endpoint.
         cache_zones: Zones whose caches of the bucket are to be disabled; empty for none.
-        delete_releases: Whether the releases that the endpoint serves from are to be deleted.
+        delete_releases: Whether the releases that the endpoint serves from are to be deleted, and with them the record
+            of its earlier starts.
         releases: More releases to delete, as URIs.
 
     Returns:

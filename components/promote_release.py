@@ -50,7 +50,7 @@ def promote_release(
             memory_bytes=int(memory_mib) << 20,
             on_progress=step.progress,
         )
-        step.keep(promoted)
+        step.keep({**vars(promoted), "promoted_from": source_root, "required_stages": requires})
     release.uri = promoted.uri
     release.metadata.update(manifest_uri=promoted.manifest_uri, size_bytes=promoted.size_bytes)
     return (promoted.manifest_uri, promoted.size_bytes, promoted.moved_bytes)

@@ -1,4 +1,4 @@
-"""Retirement: releases that nothing serves from any more."""
+"""Retirement: releases that nothing serves from any more, and what is remembered of the endpoint."""
 
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ def retire_releases(
     run_uri: str,
     cluster: str = "",
     releases: list = [],  # noqa: B006
+    name: str = "",
+    namespace: str = "models",
+    forget_starts: bool = False,
 ) -> NamedTuple("Outputs", [("deleted_files", int)]):
     """Delete releases with everything beside them, their manifests first, unless something serves from one of them.
 
@@ -21,6 +24,9 @@ def retire_releases(
         run_uri: Where this run keeps its journal.
         cluster: As in deploy_server.
         releases: Releases to delete, as URIs; empty for none.
+        name: Name of the endpoint that is retired.
+        namespace: Its Kubernetes namespace.
+        forget_starts: Whether the record of the endpoint's earlier starts goes too.
 
     Returns:
         deleted_files: How many files were deleted.
@@ -29,5 +35,6 @@ def retire_releases(
 
     with report.step("retire_releases", run_uri) as step:
         deleted = retirement.retire_releases(release_root=release_root, releases=releases, cluster=cluster)
-        step.keep({"deleted_files": deleted, "releases": releases})
+        forgotten = report.forget_starts(run_uri, name=name, namespace=namespace) if forget_starts else 0
+        step.keep({"deleted_files": deleted, "releases": releases, "forgotten_starts": forgotten})
     return (deleted,)

@@ -74,7 +74,7 @@ def promote_model(
         allowed_regression: By what share latency and throughput may be worse than before; 0 does not compare.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
-    finish = asker(report_run(run_uri=run_uri), "Report")
+    finish = asker(report_run(run_uri=run_uri, name=name, namespace=namespace), "Report")
 
     with dsl.ExitHandler(finish, name="promotion"):
         promoted = promote_release(

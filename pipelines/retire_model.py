@@ -25,7 +25,7 @@ def retire_model(
     1. Plan: refuse before anything is touched, where something else serves from what would go.
     2. Retire the server: the endpoint with all its revisions.
     3. Retire the caches: disable the Anywhere Cache of each zone.
-    4. Retire the releases: delete them, their manifests first.
+    4. Retire the releases: delete them, their manifests first, and what is remembered of the endpoint's starts.
 
     Whatever happens, the exit handler writes the run's report.
 
@@ -35,7 +35,8 @@ def retire_model(
         cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
         namespace: Kubernetes namespace of the endpoint.
         cache_zones: Zones whose caches of the bucket are to be disabled; empty for none.
-        delete_releases: Whether the releases that the endpoint serves from are to be deleted.
+        delete_releases: Whether the releases that the endpoint serves from are to be deleted, and with them the record
+            of its earlier starts.
         releases: More releases to delete, as URIs, such as those of an endpoint that is gone already.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
@@ -63,6 +64,12 @@ def retire_model(
         asker(cached.after(served), "3 Caches")
 
         stored = retire_releases(
-            release_root=release_root, run_uri=run_uri, cluster=cluster, releases=planned.outputs["releases"]
+            release_root=release_root,
+            run_uri=run_uri,
+            cluster=cluster,
+            releases=planned.outputs["releases"],
+            name=name,
+            namespace=namespace,
+            forget_starts=delete_releases,
         )
         asker(stored.after(cached), "4 Releases")

@@ -81,7 +81,7 @@ def serve_model(
         stage: Stage that this run proves the release for, such as staging; empty records nothing.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
-    finish = asker(report_run(run_uri=run_uri), "Report")
+    finish = asker(report_run(run_uri=run_uri, name=name, namespace=namespace), "Report")
 
     with dsl.ExitHandler(finish, name="six steps"):
         pulled = pull_model(

@@ -31,6 +31,7 @@ class RetirementPlan:
         releases: Releases to delete.
         bucket: Bucket whose caches are to be disabled; empty for none.
         zones: Their zones.
+        forgets_starts: Whether the record of the endpoint's earlier starts goes with its releases.
     """
 
     name: str
@@ -39,12 +40,14 @@ class RetirementPlan:
     releases: tuple[str, ...]
     bucket: str
     zones: tuple[str, ...]
+    forgets_starts: bool = False
 
     def lines(self) -> list[str]:
         """Say it to a person."""
         found = [f"Endpoint  {self.namespace}/{self.name}: {', '.join(self.deployments) or 'nothing is there'}"]
         found += [f"Cache     gs://{self.bucket} in {zone}" for zone in self.zones]
-        return found + [f"Release   {uri}" for uri in self.releases]
+        found += [f"Release   {uri}" for uri in self.releases]
+        return found + (["History   the record of its earlier starts"] if self.forgets_starts else [])
 
 
 def plan_retirement(
@@ -65,7 +68,8 @@ def plan_retirement(
         release_root: Root of the releases; its bucket is the one whose caches are meant.
         cluster: As in `streamway.cluster.connect`.
         cache_zones: Zones whose caches are to be disabled.
-        delete_releases: Whether the releases that the endpoint serves from are to be deleted.
+        delete_releases: Whether the releases that the endpoint serves from are to be deleted, and with them the record
+            of its earlier starts.
         releases: More releases to delete, such as those of an endpoint that is gone already.
 
     Raises:
@@ -97,6 +101,7 @@ def plan_retirement(
         releases=tuple(sorted(doomed)),
         bucket=bucket,
         zones=tuple(dict.fromkeys(cache_zones)),
+        forgets_starts=delete_releases,
     )
 
 

@@ -157,6 +157,15 @@ def test_what_has_not_passed_is_refused_with_what_is_missing(shell: Shell, stage
     assert "may not be promoted. canary: it has not passed" in refused
 
 
+def test_a_failed_deployment_is_reported_beside_earlier_starts(shell: Shell, staged: Any) -> None:
+    shell.streamway("submit", "staging.yaml", "--wait", "--set", "server.image=example.com/absent:1", code=63)
+    newest, *_ = shell.streamway("runs", "staging.yaml")
+    assert newest["state"] == "failed"
+    page = storage.read_file(f"gs://staging/models/.runs/{newest['id']}/report.html").decode()
+    assert "Failed in Deploy" in page
+    assert "Starts that came to serve before:" in page
+
+
 def test_a_new_commit_on_the_hub_starts_one_run_and_is_served(shell: Shell, staged: Any) -> None:
     sha = shell.push("newer")
     (look,) = shell.streamway("watch", "staging.yaml", "--once")
@@ -186,12 +195,14 @@ def test_a_schedule_fires_with_what_it_was_given(shell: Shell, staged: Any) -> N
 
 def test_retiring_leaves_nothing(shell: Shell, promoted: Any) -> None:
     planned = shell.streamway("retire", "production.yaml", "--caches", "--releases", "--dry-run")
-    assert len(planned["releases"]) == 1
+    assert (len(planned["releases"]), planned["forgets_starts"]) == (1, True)
     retired = shell.streamway("retire", "production.yaml", "--caches", "--releases")
     assert retired["succeeded"]
     assert Path(retired["report"]).read_text().startswith("<!doctype html>")
     assert list_serving(namespace="production") == ()
     left = {file.path.split("/")[0] for file in storage.list_files("gs://production/models")}
     assert left <= {".runs", ".pipelines"}
+    assert storage.list_files("gs://production/models/.runs/endpoints") == ()
+    assert storage.list_files("gs://staging/models/.runs/endpoints/staging/tiny") != ()
     assert {cache.state for cache in list_caches("production")} == {"disabled"}
     assert {entry.namespace for entry in list_serving()} == {"staging"}

@@ -65,6 +65,38 @@ def test_a_garbled_start_is_left_out(success: Path, data: bytes) -> None:
     assert starts_of(success) == [f"serve-model-{day}" for day in (20, 19, 18, 17)]
 
 
+def test_a_failed_deployment_is_shown_beside_earlier_starts_of_its_endpoint(success: Path) -> None:
+    failed = write_run(success.parent.parent, "serve-model-23", 23, deploy_server=RuntimeError("no node"))
+    page = report.finish_run(str(failed), state="FAILED", name="smollm2", namespace="models")
+    assert "The server did not become ready in 1 min 09 s. Starts that came to serve before:" in page
+    assert "20 Nov 18:00: stop" in page
+    other = report.finish_run(str(failed), state="FAILED", name="smollm2", namespace="production")
+    assert "Earlier cold starts" not in other
+
+
+def test_a_run_that_never_came_to_deploy_speaks_of_no_start(success: Path) -> None:
+    failed = write_run(success.parent.parent, "serve-model-23", 23, pull_model=RuntimeError("no such model"))
+    page = report.finish_run(str(failed), state="FAILED", name="smollm2", namespace="models")
+    assert "cold start" not in page.lower()
+
+
+@pytest.mark.parametrize(("name", "namespace"), [("../..", "models"), ("smollm2", ".."), ("", ""), ("a/b", "models")])
+def test_only_an_endpoint_has_starts_to_be_forgotten(success: Path, name: str, namespace: str) -> None:
+    before = sorted(success.parent.rglob("*.json"))
+    assert report.forget_starts(str(success), name=name, namespace=namespace) == 0
+    assert sorted(success.parent.rglob("*.json")) == before
+
+
+def test_what_is_forgotten_of_one_endpoint_is_kept_of_another(success: Path) -> None:
+    other = folder_of(success.parent.parent).parent / "smollm2-large" / "20261121T180000Z-serve-model-21.json"
+    other.parent.mkdir()
+    other.write_text("{}")
+    assert report.forget_starts(str(success), name="smollm2", namespace="models") == 4
+    assert starts_of(success) == []
+    assert other.exists()
+    assert report.forget_starts(str(success), name="smollm2", namespace="models") == 0
+
+
 def test_old_starts_are_forgotten(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     folder.mkdir(parents=True)

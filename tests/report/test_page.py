@@ -179,27 +179,48 @@ def test_a_run_whose_worker_was_killed_names_the_step_that_left_nothing() -> Non
     assert "Next: Read the log" in text
 
 
+def test_a_run_of_a_published_commit_does_not_claim_the_conversion() -> None:
+    def text_with(already_published: bool) -> str:
+        results = {
+            "pull_model": {"commit_sha": "a" * 40, "revision": "a" * 40, "already_published": already_published},
+            "convert_weights": {"report": {"format": "torch zip", "converted": True}},
+        }
+        records = {
+            name: StepRecord(name=name, status="succeeded", started="", seconds=1, result=result)
+            for name, result in results.items()
+        }
+        return text_of(render_page(journal_of(*records, **records), state="SUCCEEDED"))
+
+    assert "Done and proved by the run that published this release." in text_with(True)
+    assert "Done and proved" not in text_with(False)
+    assert "asked for as" not in text_with(False)
+
+
 def test_a_promotion_is_shown_as_what_it_is() -> None:
     result = {"uri": "gs://prod/org/name/sha/", "size_bytes": 2048, "moved_bytes": 0, "copied_bytes": 2048,
+              "promoted_from": "gs://staging", "required_stages": ["staging", "canary"],
               "manifest": {"model_id": "org/name", "commit_sha": "b" * 40, "licence": "mit"}}  # fmt: skip
     promoted = StepRecord(name="promote_release", status="succeeded", started="", seconds=1, result=result)
     journal = journal_of("promote_release", "deploy_server", "smoke_test", promote_release=promoted)
     text = text_of(render_page(journal, state="SUCCEEDED").split("<main>")[1])
     assert text.strip().startswith("Serving org/name")
     assert "b" * 40 in text
+    assert "Promoted from gs://staging, where it has passed staging, canary" in text
     assert "2.0 KiB were copied where they lay" in text
     assert "Promote 2.0 s" not in text
     assert "Convert" not in text
 
 
 def test_a_retirement_says_what_went() -> None:
-    plan = {"name": "endpoint", "namespace": "models", "deployments": ["endpoint-1"], "releases": [], "zones": ["z-a"]}
+    plan = {"name": "endpoint", "namespace": "models", "deployments": ["endpoint-1"], "releases": [], "zones": ["z-a"],
+            "forgets_starts": True}  # fmt: skip
     record = StepRecord(name="plan_retirement", status="succeeded", started="", seconds=1, result=plan)
     text = text_of(
         render_page(journal_of("plan_retirement", plan_retirement=record), state="SUCCEEDED").split("<main>")[1]
     )
     assert text.strip().startswith("Retired models/endpoint")
     assert "Servers endpoint-1" in text
+    assert "History what was kept of earlier starts" in text
     assert "Pull" not in text
 
 

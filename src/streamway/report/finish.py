@@ -11,7 +11,7 @@ from streamway.report.page import render_page
 logger = logging.getLogger("streamway.report")
 
 
-def finish_run(run_uri: str, *, state: str, message: str = "") -> str:
+def finish_run(run_uri: str, *, state: str, message: str = "", name: str = "", namespace: str = "") -> str:
     """Make the page of a run, keep it beside the journal, and remember how the server started.
 
     Nothing that is missing or broken keeps the page from being made; a bucket that cannot be written costs only the
@@ -21,12 +21,14 @@ def finish_run(run_uri: str, *, state: str, message: str = "") -> str:
         run_uri: Where the run keeps its journal.
         state: How the pipeline ended, in the runner's word, such as SUCCEEDED.
         message: What the runner itself says of a failure.
+        name: The endpoint of the run, so that one whose deployment has failed is shown beside earlier starts too.
+        namespace: The endpoint's namespace.
 
     Returns:
         A complete HTML document.
     """
     journal = _load(run_uri)
-    earlier = earlier_starts(journal)
+    earlier = earlier_starts(journal, name=name, namespace=namespace)
     if state == "SUCCEEDED" and journal.failed is None:
         remember_start(journal)
     page = render_page(journal, state=state, message=message, earlier=earlier)

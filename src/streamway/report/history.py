@@ -97,9 +97,18 @@ def remember_start(journal: RunJournal) -> None:
         logger.warning("this start could not be kept for later reports: %s", str(error).splitlines()[0])
 
 
-def earlier_starts(journal: RunJournal, *, most: int = SHOWN) -> tuple[EndpointStart, ...]:
-    """Return the last starts of the same endpoint before this run, the newest first."""
-    folder = _folder(journal)
+def earlier_starts(
+    journal: RunJournal, *, name: str = "", namespace: str = "", most: int = SHOWN
+) -> tuple[EndpointStart, ...]:
+    """Return the last starts of the same endpoint before this run, the newest first.
+
+    Args:
+        journal: The run.
+        name: Its endpoint, for a run whose deployment has failed and does not say.
+        namespace: The endpoint's namespace.
+        most: How many.
+    """
+    folder = _folder(journal) or endpoint_folder(journal.run_uri, name=name, namespace=namespace)
     if not folder:
         return ()
     try:
@@ -113,15 +122,35 @@ def earlier_starts(journal: RunJournal, *, most: int = SHOWN) -> tuple[EndpointS
     return tuple(start for start in found if start is not None)
 
 
+def forget_starts(run_uri: str, *, name: str, namespace: str) -> int:
+    """Delete what is remembered of an endpoint's starts; return how many records there were.
+
+    Args:
+        run_uri: Any run beside those of the endpoint.
+        name: The endpoint.
+        namespace: Its namespace.
+
+    Raises:
+        StreamwayError: the place cannot be listed, or a record cannot be deleted.
+    """
+    folder = endpoint_folder(run_uri, name=name, namespace=namespace)
+    return storage.delete_files([file.uri for file in storage.list_files(folder)]) if folder else 0
+
+
+def endpoint_folder(run_uri: str, *, name: str, namespace: str) -> str:
+    """Return where the starts of an endpoint are; empty where that is no endpoint, or nobody keeps a journal."""
+    if not run_uri or not _NAME.fullmatch(namespace) or not _NAME.fullmatch(name):
+        return ""
+    runs = run_uri.rstrip("/").rpartition("/")[0]
+    return storage.join(runs, "endpoints", namespace, name)
+
+
 def _folder(journal: RunJournal) -> str:
     deployed = journal.record("deploy_server")
-    if deployed is None or not journal.run_uri:
+    if deployed is None:
         return ""
     namespace, name = (str(deployed.result.get(key, "")) for key in ("namespace", "endpoint"))
-    if not _NAME.fullmatch(namespace) or not _NAME.fullmatch(name):
-        return ""
-    runs = journal.run_uri.rstrip("/").rpartition("/")[0]
-    return storage.join(runs, "endpoints", namespace, name)
+    return endpoint_folder(journal.run_uri, name=name, namespace=namespace)
 
 
 def _names(folder: str) -> Sequence[str]:

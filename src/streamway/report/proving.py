@@ -50,26 +50,32 @@ def cold_start(journal: RunJournal, earlier: Sequence[EndpointStart]) -> str:
     if start is None:
         return _no_start(journal, earlier)
     starts = [("This run", start), *((when(other), other) for other in earlier)]
-    names = list(dict.fromkeys(name for _, other in starts for name, _ in other.phases))
     return section(
-        f"Cold start, {format_seconds(start.seconds)}",
-        _stacks(starts),
-        table(
-            "Phases of the cold start",
-            ("Phase", "This run", *(["Median before"] if earlier else [])),
-            [_phase_line(name, start, earlier) for name in names],
-            figures=2 if earlier else 1,
-        ),
-        _streamed(journal),
+        f"Cold start, {format_seconds(start.seconds)}", _stacks(starts), _phases(start, earlier), _streamed(journal)
     )
 
 
 def _no_start(journal: RunJournal, earlier: Sequence[EndpointStart]) -> str:
     record = journal.record("deploy_server")
-    if record is None or record.status != "succeeded":
+    if record is None or (record.status != "succeeded" and not earlier):
         return ""
-    said = paragraph("Nothing had to start: the server was ready already.")
-    return section("Cold start", said, _stacks([(when(other), other) for other in earlier]) if earlier else "")
+    if record.status == "succeeded":
+        title, said = "Cold start", "Nothing had to start: the server was ready already."
+    else:
+        title, said = "Earlier cold starts", f"The server did not become ready in {format_seconds(record.seconds)}."
+    if not earlier:
+        return section(title, paragraph(said))
+    before = _stacks([(when(other), other) for other in earlier])
+    return section(title, paragraph(f"{said} Starts that came to serve before:"), before, _phases(None, earlier))
+
+
+def _phases(start: EndpointStart | None, earlier: Sequence[EndpointStart]) -> str:
+    """The figures of each phase, which are also the key to the colours of the stacks."""
+    starts = [*([start] if start else []), *earlier]
+    names = list(dict.fromkeys(name for other in starts for name, _ in other.phases))
+    heads = [*(["This run"] if start else []), *(["Median before"] if earlier else [])]
+    lines = [_phase_line(name, start, earlier) for name in names]
+    return table("Phases of the cold start", ("Phase", *heads), lines, figures=len(heads))
 
 
 def _stacks(starts: Sequence[tuple[str, EndpointStart]]) -> str:
@@ -87,9 +93,11 @@ def _tone(name: str) -> str:
     return _PHASES.get(name, "other")
 
 
-def _phase_line(name: str, start: EndpointStart, earlier: Sequence[EndpointStart]) -> list[str]:
-    own = dict(start.phases)
-    line = [f"{swatch(_tone(name))} {show(name)}", format_seconds(own[name]) if name in own else "—"]
+def _phase_line(name: str, start: EndpointStart | None, earlier: Sequence[EndpointStart]) -> list[str]:
+    line = [f"{swatch(_tone(name))} {show(name)}"]
+    if start:
+        own = dict(start.phases)
+        line.append(format_seconds(own[name]) if name in own else "—")
     if earlier:
         line.append(format_seconds(middle([dict(other.phases).get(name, 0.0) for other in earlier])))
     return line

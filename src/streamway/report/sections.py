@@ -88,7 +88,7 @@ def source(journal: RunJournal) -> str:
     size = format_bytes(number(published.get("size_bytes")) or number(pulled.get("size_bytes")))
     in_files = f" in {count(len(files), 'file')}" if files else ""
     deployed = result_of(journal, "deploy_server")
-    revision = facts.get("revision")
+    revision = facts.get("revision") if facts.get("revision") != facts.get("commit_sha") else ""
     lines = {
         "Source": facts.get("source") or "Hugging Face Hub",
         "Commit": f"{brief(facts.get('commit_sha', ''))}{f' (asked for as {brief(revision)})' if revision else ''}",
@@ -96,8 +96,12 @@ def source(journal: RunJournal) -> str:
         "Release": published.get("uri", "not published"),
         "Size": f"{size}{in_files}",
     }
+    if published.get("promoted_from"):
+        stages = ", ".join(map(str, items(published.get("required_stages"), most=_MOST_LINES)))
+        passed = f", where it has passed {stages}" if stages else ""
+        lines["Promoted"] = f"from {published['promoted_from']}{passed}"
     if deployed:
-        named = {"": deployed.get("revision"), "pod ": deployed.get("pod"), "node ": deployed.get("node")}
+        named = {"revision ": deployed.get("revision"), "pod ": deployed.get("pod"), "node ": deployed.get("node")}
         lines["Server"] = ", ".join(f"{kind}{name}" for kind, name in named.items() if name)
     return section("Model", definitions(lines, "facts"))
 
@@ -201,8 +205,10 @@ def proof(journal: RunJournal) -> str:
         else "nothing had to be",
         "Proof": proved.get("method", "none is recorded"),
     }
+    earlier = result_of(journal, "pull_model").get("already_published") is True
     return section(
         "Conversion",
+        paragraph("Done and proved by the run that published this release.") if earlier else "",
         definitions(lines, "facts"),
         _tensors(proved),
         _listed("Shards written", [
@@ -286,6 +292,8 @@ def retired(journal: RunJournal) -> str:
     if not plan:
         return ""
     named = {"Servers": plan.get("deployments"), "Releases": plan.get("releases"), "Cached zones": plan.get("zones")}
+    if plan.get("forgets_starts"):
+        named["History"] = ["what was kept of earlier starts"]
     return section(
         "What goes",
         definitions(

@@ -1,0 +1,292 @@
+"""Everything that is started on Vertex AI, end to end: Google's client, the real engine, and nobody watching.
+
+One endpoint's life in order: submitted, scheduled, following the Hub, promoted by its commit, retired. The engine
+starts three times: for the first commit, for the second one, and in production.
+"""
+
+import json
+import os
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from streamway import server, storage
+from streamway.cache import list_caches
+from streamway.cluster import connect
+from streamway.launch.service import RunStatus, wait_for_run
+from streamway.launch.vertex import VertexService
+from streamway.report import RunJournal
+from streamway.sandbox.hub_repository import add_commit
+from tests.end_to_end.conftest import ROOT, Outcome, Terminal, processes_of
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+STAGES = ("staging", "production")
+ACCOUNT = "streamway@project.iam.gserviceaccount.com"
+SIX_STEPS = ["pull-model", "convert-weights", "upload-model", "enable-cache", "deploy-server", "smoke-test"]
+KINDS = ("deployments", "replicasets", "pods", "services", "configmaps", "poddisruptionbudgets", "serviceaccounts",
+         "leases")  # fmt: skip
+QUESTION = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "What is the capital of France? Answer with the name of the city."}],
+    "max_tokens": 8,
+    "temperature": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloud(Terminal):
+    """A shell beside a sandbox with Vertex AI, and one configuration for each stage."""
+
+    folder: Path
+
+    def config(self, stage: str) -> str:
+        return str(self.folder / f"{stage}.yaml")
+
+    def ask_for(self, *arguments: str) -> Any:
+        """Run a command that must succeed; return what it printed as JSON."""
+        done = self.streamway(*arguments, "--json")
+        assert done.code == 0, done.err
+        return done.json
+
+    def both_at_once(self, *arguments: str) -> list[Outcome]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda _: self.streamway(*arguments, "--json"), range(2)))
+
+    def part(self, name: str, path: str, method: str = "GET", body: dict[str, Any] | None = None) -> Any:
+        """Ask a part of the sandbox for what only the sandbox has, such as its counters and its clock."""
+        url = json.loads((self.state_path / "sandbox" / f"{name}.json").read_text())["url"]
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{url}/sandbox/{path}", data, {"Content-Type": "application/json"}, method=method
+        )
+        return json.loads(urllib.request.urlopen(request).read())
+
+    def push(self, text: str) -> str:
+        """Push a commit that changes nothing about the weights; return its id."""
+        repositories = self.state_path / "sandbox" / "hub" / "repos"
+        return add_commit(repositories, MODEL, {"CHANGES.md": text.encode()})
+
+    def runs(self) -> set[str]:
+        return {run.id for run in self.vertex.list_runs(limit=100)}
+
+    def wait_for_new(self, before: set[str]) -> set[str]:
+        """Wait until there are runs that were not there before."""
+        deadline = time.monotonic() + 60
+        while not (new := self.runs() - before):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        return new
+
+    def wait(self, run_id: str) -> RunStatus:
+        return wait_for_run(self.vertex, run_id, timeout_seconds=600)
+
+    @property
+    def vertex(self) -> VertexService:
+        return VertexService(location="us-central1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """What two watchers made of a new commit: their looks, the run, and every run that there is because of it."""
+
+    sha: str
+    looks: list[Any]
+    run: RunStatus
+    started: set[str]
+
+
+def write_configs(folder: Path) -> None:
+    """Write the configuration of each stage: the sandbox's own, with what a person adds for two stages."""
+    for stage in STAGES:
+        config = yaml.safe_load((ROOT / "configs" / "sandbox.yaml").read_text())
+        config["storage"]["release_root"] = f"gs://{stage}-models/serving"
+        config["server"]["namespace"] = stage
+        config["launch"] = {"service_account": ACCOUNT}
+        config["promotion"] = {"stage": stage, "source_root": "gs://staging-models/serving", "requires": ["staging"]}
+        config["sandbox"] = {
+            "vertex": True,
+            "gpu_count": len(STAGES),
+            "buckets": [{"name": f"{name}-models"} for name in STAGES],
+        }
+        (folder / f"{stage}.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    folder = tmp_path_factory.mktemp("vertex")
+    write_configs(folder)
+    made = Cloud(state_path=folder / "state", folder=folder)
+    before = dict(os.environ)
+    try:
+        up = made.streamway("sandbox", "up", made.config("staging"))
+        assert up.code == 0, up.err
+        os.environ.update(made.environment)
+        yield made
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        down = made.streamway("sandbox", "down")
+    assert down.code == 0, down.err
+    assert not processes_of(made.state_path)
+
+
+@pytest.fixture(scope="module")
+def submitted(cloud: Cloud) -> Any:
+    return cloud.ask_for("submit", cloud.config("staging"), "--wait")
+
+
+@pytest.fixture(scope="module")
+def scheduled(cloud: Cloud, submitted: Any) -> RunStatus:
+    """The run that a schedule has started."""
+    cloud.ask_for("schedule", "create", cloud.config("staging"), "30 4 * * *", "--time-zone", "Europe/Berlin")
+    cloud.part("vertex", "clock", "POST", {"advance_seconds": 24 * 3600})
+    (fired,) = cloud.wait_for_new({submitted["id"]})
+    ended = cloud.wait(fired)
+    cloud.ask_for("schedule", "delete", cloud.config("staging"), "smollm2")
+    return ended
+
+
+@pytest.fixture(scope="module")
+def followed(cloud: Cloud, scheduled: RunStatus) -> Followed:
+    """What became of a new commit that two watchers saw at the same time."""
+    before = cloud.runs()
+    sha = cloud.push("A new commit.")
+    watched = cloud.both_at_once("watch", cloud.config("staging"), "--once")
+    looks = [look for outcome in watched for look in outcome.json]
+    run_id = next(look["run"] for look in looks if look["run"])
+    return Followed(sha=sha, looks=looks, run=cloud.wait(run_id), started=cloud.runs() - before)
+
+
+@pytest.fixture(scope="module")
+def promoted(cloud: Cloud, followed: Followed) -> Any:
+    """The run that took the commit to production; the Hub counts from its start on."""
+    cloud.part("hub", "counters", "DELETE")
+    return cloud.ask_for("promote", cloud.config("production"), followed.sha, "--submit", "--wait")
+
+
+@pytest.fixture(scope="module")
+def retired(cloud: Cloud, promoted: Any) -> list[Any]:
+    """The runs that took both endpoints away."""
+
+    def retire(stage: str) -> Any:
+        return cloud.ask_for("retire", cloud.config(stage), "--submit", "--wait", "--caches", "--releases")
+
+    with ThreadPoolExecutor(len(STAGES)) as pool:
+        return list(pool.map(retire, STAGES))
+
+
+def answer(namespace: str) -> str:
+    proxy = connect().service_proxy(namespace, "smollm2", 8000)
+    response = proxy.request("POST", "/v1/chat/completions", body=QUESTION, timeout_seconds=60)
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def active_commit(namespace: str) -> str:
+    status = server.read_status(name="smollm2", namespace=namespace)
+    return next(revision.commit_sha for revision in status.revisions if revision.role == "active")
+
+
+def journal(run_id: str, stage: str = "staging") -> RunJournal:
+    return RunJournal.load(f"gs://{stage}-models/serving/.runs/{run_id}")
+
+
+def moved_bytes(run: RunJournal) -> int:
+    return sum(record.result.get("moved_bytes", 0) for record in run.records)
+
+
+def report_of(run: RunJournal) -> str:
+    return storage.read_file(f"{run.run_uri}/report.html").decode()
+
+
+def paths(stage: str) -> list[str]:
+    return [file.path for file in storage.list_files(f"gs://{stage}-models/serving")]
+
+
+def test_a_submitted_run_serves_the_model(submitted: Any) -> None:
+    assert (submitted["state"], submitted["step_error"]) == ("succeeded", {})
+    assert submitted["service_account"] == ACCOUNT
+    assert [task["name"] for task in submitted["tasks"]] == [*SIX_STEPS, "record-passage", "report-run"]
+    assert {task["state"] for task in submitted["tasks"]} == {"succeeded"}
+    assert "Paris" in answer("staging")
+
+
+def test_its_report_names_the_verdict(submitted: Any) -> None:
+    page = report_of(journal(submitted["id"]))
+    assert '<p class="word">Serving</p>' in page
+    assert "The endpoint <code>staging/smollm2</code> has answered correctly." in page
+    assert "Paris" in page
+    kept = [path for path in paths("staging") if path.startswith(f".pipelines/{submitted['id']}/report-run")]
+    assert kept
+    assert storage.read_file(f"gs://staging-models/serving/{kept[0]}").decode() == page
+
+
+def test_a_schedule_fires_and_nothing_moves(submitted: Any, scheduled: RunStatus) -> None:
+    assert (scheduled.state, scheduled.service_account) == ("succeeded", ACCOUNT)
+    assert scheduled.schedule
+    run = journal(scheduled.id)
+    assert moved_bytes(journal(submitted["id"])) > 200e6
+    assert moved_bytes(run) == 0
+    deployed = run.record("deploy_server")
+    assert deployed is not None
+    assert deployed.result["changed"] is False
+
+
+def test_two_watchers_start_one_run_of_a_new_commit(followed: Followed) -> None:
+    assert {look["commit_sha"] for look in followed.looks} == {followed.sha}
+    outcomes = sorted(look["outcome"] for look in followed.looks)
+    assert outcomes in (["started", "taken"], ["started", "unchanged"])
+    assert followed.started == {followed.run.id}
+    assert followed.run.state == "succeeded"
+
+
+def test_the_new_commit_is_served(followed: Followed) -> None:
+    assert active_commit("staging") == followed.sha
+    assert "Paris" in answer("staging")
+    page = report_of(journal(followed.run.id))
+    assert followed.sha[:12] in page
+    assert "Median before" in page
+
+
+def test_a_promoted_commit_serves_in_production_without_the_hub(
+    cloud: Cloud, followed: Followed, promoted: Any
+) -> None:
+    assert (promoted["state"], promoted["step_error"]) == ("succeeded", {})
+    assert promoted["tasks"][0]["name"] == "promote-release"
+    assert cloud.part("hub", "counters")["total"]["count"] == 0
+    assert active_commit("production") == followed.sha
+    assert "Paris" in answer("production")
+    assert "Paris" in answer("staging")
+    release = storage.verify_release(f"gs://production-models/serving/{MODEL}/{followed.sha}/")
+    assert release.manifest.commit_sha == followed.sha
+    assert moved_bytes(journal(promoted["id"], "production")) == 0
+
+
+def test_retiring_takes_everything_away(cloud: Cloud, retired: list[Any]) -> None:
+    assert [run["state"] for run in retired] == ["succeeded", "succeeded"]
+    for stage in STAGES:
+        found = cloud.kubectl("get", ",".join(KINDS), "-n", stage, "-o", "name")
+        assert found.code == 0, found.err
+        # Kubernetes puts these two into every namespace.
+        assert set(found.out.split()) <= {"configmap/kube-root-ca.crt", "serviceaccount/default"}
+        # Cloud Storage keeps a disabled cache for about an hour.
+        assert {cache.state for cache in list_caches(f"{stage}-models")} == {"disabled"}
+        left = paths(stage)
+        # What was run is remembered, and so is what was seen on the Hub: a watcher must not bring the endpoint back.
+        assert {path.split("/")[0] for path in left} <= {".runs", ".pipelines", ".watch"}
+        assert [path for path in left if path.startswith(".runs/endpoints/")] == []
+
+
+def test_a_watcher_does_not_bring_back_what_was_retired(cloud: Cloud, retired: list[Any]) -> None:
+    before = cloud.runs()
+    (look,) = cloud.ask_for("watch", cloud.config("staging"), "--once")
+    assert look["outcome"] == "unchanged"
+    assert cloud.runs() == before
