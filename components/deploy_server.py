@@ -24,6 +24,7 @@ def deploy_server(
     engine_arguments: list = [],  # noqa: B006
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
+    warm_start: bool = True,
     timeout_seconds: float = 0.0,
 ) -> NamedTuple("Outputs", [("service", str), ("port", int), ("served_model_name", str), ("revision", str)]):
     """Apply the server and watch it until it answers its health check, or say why it never will.
@@ -48,6 +49,7 @@ def deploy_server(
         engine_arguments: More arguments for `vllm serve`.
         environment: More environment variables for the engine.
         strategy: "surge" or "blue_green" where a spare GPU exists, "recreate" where none does, "auto" to find out.
+        warm_start: Whether the engine's cache is kept beside the release and restored by later pods; vLLM only.
         timeout_seconds: Longest wait for the rollout; 0 derives it from the size of the model.
 
     Returns:
@@ -56,7 +58,8 @@ def deploy_server(
         served_model_name: The model's name in the API.
         revision: Revision of the Deployment.
     """
-    from streamway import report, server, warm_start
+    from streamway import report, server
+    from streamway.warm_start import drop_kit, finder
 
     with report.step("deploy_server", run_uri) as step:
         deployed = server.deploy_server(
@@ -74,8 +77,9 @@ def deploy_server(
             engine_arguments=engine_arguments,
             environment=environment,
             strategy=strategy,
-            find_kit=warm_start.finder(release.uri),
-            drop_kit=warm_start.drop_kit,
+            warm_start=warm_start,
+            find_kit=finder(release.uri),
+            drop_kit=drop_kit,
             hold=True,
             run=run_uri,
             timeout_seconds=timeout_seconds,

@@ -14,6 +14,7 @@ def enable_cache(
     release: dsl.Input[dsl.Model],
     zones: list = [],  # noqa: B006
     ttl_hours: float = 24.0,
+    ingest_on_write: bool = False,
     wait: str = "none",
     timeout_seconds: float = 7200.0,
 ) -> NamedTuple("Outputs", [("states", dict)]):
@@ -25,6 +26,8 @@ def enable_cache(
         release: The published model; its bucket is the one to cache.
         zones: Zones to cache in, such as us-central1-a; empty for none.
         ttl_hours: How long an entry lives, 1 to 168 hours.
+        ingest_on_write: Whether uploads fill the caches, instead of first reads; a release that was uploaded before
+            its cache was there is filled by its first read either way.
         wait: "none" goes on at once, "running" waits until every cache serves.
         timeout_seconds: Longest wait, in seconds.
 
@@ -38,6 +41,7 @@ def enable_cache(
             bucket=storage.bucket_of(release.uri),
             zones=zones,
             ttl_seconds=int(ttl_hours * 3600),
+            ingest_on_write=ingest_on_write,
             wait=wait,
             timeout_seconds=timeout_seconds,
             size_bytes=int(size_bytes),

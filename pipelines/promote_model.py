@@ -29,6 +29,7 @@ def promote_model(
     stage: str = "",
     cache_zones: list = [],  # noqa: B006
     cache_ttl_hours: float = 24.0,
+    cache_ingest_on_write: bool = False,
     cluster: str = "",
     namespace: str = "models",
     image: str = ENGINE_IMAGE,
@@ -38,6 +39,7 @@ def promote_model(
     engine_arguments: list = [],  # noqa: B006
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
+    warm_start: bool = True,
     questions: list = [],  # noqa: B006
     allowed_regression: float = 0.0,
 ):
@@ -61,6 +63,7 @@ def promote_model(
         stage: Stage that this run proves the release for, such as production; empty records nothing.
         cache_zones: Zones to cache the bucket in; empty for none.
         cache_ttl_hours: How long a cache entry lives, 1 to 168 hours.
+        cache_ingest_on_write: Whether uploads fill the caches that are there, instead of first reads.
         cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
         namespace: Kubernetes namespace of the endpoint.
         image: The engine's image.
@@ -70,6 +73,7 @@ def promote_model(
         engine_arguments: More arguments for `vllm serve`.
         environment: More environment variables for the engine.
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
+        warm_start: Whether the engine's cache is kept beside the release and restored by later pods.
         questions: Questions with expected answers, each with `prompt` and `expect`.
         allowed_regression: By what share latency and throughput may be worse than before; 0 does not compare.
     """
@@ -93,6 +97,7 @@ def promote_model(
             release=promoted.outputs["release"],
             zones=cache_zones,
             ttl_hours=cache_ttl_hours,
+            ingest_on_write=cache_ingest_on_write,
         )
         asker(cached, "2 Cache")
 
@@ -112,6 +117,7 @@ def promote_model(
             engine_arguments=engine_arguments,
             environment=environment,
             strategy=strategy,
+            warm_start=warm_start,
         )
         judge(deployed.after(cached), "3 Deploy")
 

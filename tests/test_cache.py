@@ -352,3 +352,28 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(StorageAccessError, match=r"absent\.json") as caught:
         make_client()
     assert "application-default login" in caught.value.next_step
+
+
+STEP = """
+import sys
+from kfp import dsl
+from streamway.components import enable_cache
+release = dsl.Model(name="release", uri=f"gs://{sys.argv[1]}/models/org/tiny/sha/")
+states = enable_cache.python_func(
+    run_uri=sys.argv[2], size_bytes=1, release=release, zones=["us-central1-a"], ingest_on_write=sys.argv[3] == "True"
+)
+print(states)
+"""
+
+
+def test_ingest_on_write_goes_from_the_step_to_the_cache_and_back(
+    sandbox: Sandbox, bucket: str, tmp_path: Path
+) -> None:
+    for wanted in (True, False):
+        command = [sys.executable, "-c", STEP, bucket, str(tmp_path), str(wanted)]
+        subprocess.run(command, env=os.environ | sandbox.environment, check=True, timeout=60)
+        deadline = time.monotonic() + 20
+        while (found := list_caches(bucket, client=sandbox.client)[0]).pending_update or found.state != "running":
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        assert found.ingest_on_write is wanted

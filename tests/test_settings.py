@@ -1,11 +1,12 @@
 """A configuration says what it means, or the run does not start."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from streamway.errors import SettingsError
-from streamway.pipelines import serve_model
+from streamway.pipelines import PIPELINES, serve_model
 from streamway.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -99,3 +100,30 @@ def test_settings_cannot_be_changed_after_loading(tmp_path: Path) -> None:
     settings = Settings.load(write(tmp_path, SMALL))
     with pytest.raises(ValueError, match="frozen"):
         settings.model.id = "other/name"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parameter", "step", "given"),
+    [
+        ("cache.ingest_on_write", "true", "cache_ingest_on_write", "enable-cache", "ingest_on_write"),
+        ("server.warm_start", "false", "warm_start", "deploy-server", "warm_start"),
+    ],
+)
+@pytest.mark.parametrize("pipeline", ["serve_model", "promote_model"])
+def test_a_switch_reaches_the_step_that_it_is_for(
+    tmp_path: Path, key: str, value: str, parameter: str, step: str, given: str, pipeline: str
+) -> None:
+    overrides = {key: value, "promotion.source_root": "gs://before/models"}
+    settings = Settings.load(write(tmp_path, SMALL), overrides=overrides)
+    parameters = settings.parameters() if pipeline == "serve_model" else settings.promotion_parameters("f" * 40)
+    assert parameters[parameter] is (value == "true")
+
+    tasks = tasks_of(PIPELINES[pipeline].pipeline_spec)
+
+    assert parameter in str(tasks[step].inputs.parameters[given].component_input_parameter)
+
+
+def tasks_of(spec: Any) -> dict[str, Any]:
+    """Every task of a pipeline, however deep it is."""
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
+    return {name: task for dag in dags for name, task in dag.tasks.items()}

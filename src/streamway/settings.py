@@ -39,6 +39,7 @@ class CacheSettings(_Section):
 
     zones: tuple[str, ...] = Field((), description="Zones to cache in; empty for none.")
     ttl_hours: float = Field(24.0, ge=1, le=168, description="How long an entry lives, in hours.")
+    ingest_on_write: bool = Field(False, description="Whether uploads fill the caches, instead of first reads.")
 
 
 class ServerSettings(_Section):
@@ -56,6 +57,7 @@ class ServerSettings(_Section):
     strategy: Literal["auto", "surge", "blue_green", "recreate"] = Field(
         "auto", description="How a new revision takes over."
     )
+    warm_start: bool = Field(True, description="Whether the engine's cache is kept and restored by later pods.")
 
 
 class QuestionSettings(_Section):
@@ -183,6 +185,7 @@ class Settings(_Section):
             "release_root": self.storage.release_root.rstrip("/"),
             "cache_zones": list(self.cache.zones),
             "cache_ttl_hours": self.cache.ttl_hours,
+            "cache_ingest_on_write": self.cache.ingest_on_write,
             "name": self.server.name,
             "namespace": self.server.namespace,
             "cluster": self.server.cluster,
@@ -193,6 +196,7 @@ class Settings(_Section):
             "engine_arguments": list(self.server.engine_arguments),
             "environment": dict(self.server.environment),
             "strategy": self.server.strategy,
+            "warm_start": self.server.warm_start,
             "questions": [question.model_dump() for question in self.smoke.questions],
             "allowed_regression": self.smoke.allowed_regression,
             "stage": self.promotion.stage,

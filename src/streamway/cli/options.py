@@ -114,4 +114,5 @@ def server_choices(settings: Settings) -> dict[str, Any]:
         "zone": chosen.zone,
         "engine_arguments": chosen.engine_arguments,
         "environment": chosen.environment,
+        "warm_start": chosen.warm_start,
     }
