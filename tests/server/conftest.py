@@ -1,7 +1,7 @@
 """Servers to render, and a cluster to roll them out on.
 
-Where KUBECONFIG is set the cluster is that one, with STREAMWAY_TEST_IMAGE naming an image that has the engine's double
-as its `vllm`; otherwise the sandbox's cluster is started. No test knows which it is.
+Where STREAMWAY_TEST_IMAGE names an image that has the engine's double as its `vllm`, the cluster is that of KUBECONFIG;
+otherwise the sandbox's is started, so that nobody tests on a cluster of theirs by accident. No test knows which it is.
 """
 
 import base64
@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ SETTINGS: dict[str, Any] = {
     "namespace": "models",
     "image": "vllm/vllm-openai:v0.32.0",
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a cluster, and so can be run on any: pytest -m cluster."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and "session_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
 
 
 @pytest.fixture
@@ -86,13 +94,25 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def session_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if os.environ.get("KUBECONFIG"):
-        image = os.environ.get("STREAMWAY_TEST_IMAGE")
-        if not image:
-            pytest.skip("STREAMWAY_TEST_IMAGE names no image for the cluster of KUBECONFIG")
+    if image := os.environ.get("STREAMWAY_TEST_IMAGE"):
+        if not os.environ.get("KUBECONFIG"):
+            pytest.skip("KUBECONFIG names no cluster for the image of STREAMWAY_TEST_IMAGE")
         yield Cluster(os.environ["KUBECONFIG"], image, Misfortunes())
         return
-    folder = tmp_path_factory.mktemp("cluster")
+    with sandbox_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def another_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster beside the session's."""
+    with sandbox_cluster(tmp_path) as cluster:
+        yield cluster
+
+
+@contextmanager
+def sandbox_cluster(folder: Path) -> Iterator[Cluster]:
+    """Start the sandbox's cluster, and stop it."""
     images = folder / "images.json"
     images.write_text(json.dumps([{"image": "example.com/engine-double:*", "path": str(IMAGES / "double")}]))
     log = (folder / "log").open("wb")

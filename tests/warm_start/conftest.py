@@ -204,10 +204,16 @@ class House:
         return str(status["state"]["terminated"]["message"])
 
     def versions(self) -> dict[str, str]:
-        """Every object of the endpoint but its Services, which note what each smoke test has measured."""
-        found: dict[str, str] = {}
+        """The resource version of every object of the endpoint, and of the namespace they are in."""
+        namespace = self.connection.get(f"/api/v1/namespaces/{self.namespace}")
+        found = {"namespaces": namespace["metadata"]["resourceVersion"]}
         for group, resource in (
             ("/apis/apps/v1", "deployments"),
+            ("/apis/apps/v1", "replicasets"),
+            ("/api/v1", "services"),
+            ("/api/v1", "endpoints"),
+            ("/apis/discovery.k8s.io/v1", "endpointslices"),
+            ("/apis/coordination.k8s.io/v1", "leases"),
             ("/api/v1", "configmaps"),
             ("/api/v1", "serviceaccounts"),
             ("/api/v1", "pods"),

@@ -82,12 +82,16 @@ def test_a_new_server_of_the_same_release_starts_warm_and_the_index_tells_what_i
     assert "saved 25.0 s" in status.line()
 
 
-def test_running_again_changes_nothing_in_the_cluster_and_nothing_in_the_bucket(house: Any) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_running_again_changes_nothing_in_the_cluster_and_nothing_in_the_bucket(house: Any, replaced: bool) -> None:
+    """Neither after the first start, nor after one that has used the kit and was noted in the index."""
     house.serve()
-    house.replace_pod()
-    house.serve()
+    if replaced:
+        house.replace_pod()
+        house.serve()
     folder = house.release_uri.rstrip("/").rpartition("/")[0]
     before = house.versions(), storage.list_files(folder)
+    assert {name.partition("/")[0] for name in before[0]} >= {"deployments", "services", "configmaps", "pods"}
 
     again = house.serve()
 
