@@ -57,7 +57,8 @@ class KitStatus:
 
     def line(self) -> str:
         """Say it in one line."""
-        return f"kit {self.key[:8]} for {self.made_for}: {self.size_bytes / 2**20:.1f} MiB, {self._gain()}"
+        release = self.release_uri.rstrip("/").rpartition("/")[2][:12]
+        return f"kit {self.key[:8]} of {release} for {self.made_for}: {self.size_bytes / 2**20:.1f} MiB, {self._gain()}"
 
     def _gain(self) -> str:
         first = _shown(self.first)

@@ -30,11 +30,12 @@ MIB = 1024**2
 
 @dataclass(frozen=True)
 class Parts:
-    """Two parts of the sandbox that run for the whole session."""
+    """Parts of the sandbox that run for the whole session."""
 
     kubeconfig: str
     storage_url: str
     images_path: Path
+    environment: dict[str, str]
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
         }
         images.write_text(json.dumps([row]))
         cluster = start(processes, folder, "cluster", "--images", str(images), "--gpus", "2")
-        yield Parts(kubeconfig=cluster["environment"]["KUBECONFIG"], storage_url=bucket["url"], images_path=images)
+        caches = start(processes, folder, "caches", "--create-seconds", "0.1")
+        yield Parts(
+            kubeconfig=cluster["environment"]["KUBECONFIG"],
+            storage_url=bucket["url"],
+            images_path=images,
+            environment=bucket["environment"] | cluster["environment"] | caches["environment"],
+        )
     finally:
         for process in processes:
             process.terminate()

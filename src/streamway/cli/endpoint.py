@@ -4,9 +4,14 @@ import dataclasses
 
 import click
 
-from streamway import server, warm_start
+from streamway import cache, server, storage, warm_start
+from streamway.cache_control import ZoneCache
 from streamway.cli import output
 from streamway.cli.options import json_option
+from streamway.errors import StreamwayError
+
+# Whoever looks at an endpoint in trouble does not wait long for its caches.
+_CACHE_SECONDS = 15.0
 
 name_argument = click.argument("name")
 namespace_option = click.option("--namespace", default="models", show_default=True, help="Kubernetes namespace.")
@@ -21,11 +26,26 @@ cluster_option = click.option(
 @cluster_option
 @json_option
 def status(name: str, namespace: str, cluster: str, as_json: bool) -> None:
-    """Say what endpoint NAME serves, since when, and what it could go back to."""
+    """Say what endpoint NAME serves, since when, how it was proved, and what it could go back to.
+
+    With the caches of the buckets that it streams from, and the warm-start kits of its releases.
+    """
     found = server.read_status(name=name, namespace=namespace, cluster=cluster)
-    kits = warm_start.read_kit_status([revision.release_uri for revision in found.revisions])
-    lines = _status_lines(found) + [f"  {'warm start':10} {kit.line()}" for kit in kits]
-    output.give({**dataclasses.asdict(found), "kits": kits}, as_json=as_json, lines=lines)
+    releases = [revision.release_uri for revision in found.revisions]
+    with output.narrated():
+        caches = _read_caches(releases)
+        kits = warm_start.read_kit_status(releases)
+    lines = [
+        *_status_lines(found),
+        *(f"  {'cache':10} {name} in {one.zone}: {_cache_words(one)}" for name, one in caches),
+        *(f"  {'warm start':10} {kit.line()}" for kit in kits),
+    ]
+    told = {
+        **dataclasses.asdict(found),
+        "caches": [{"bucket": name, **dataclasses.asdict(one)} for name, one in caches],
+        "kits": kits,
+    }
+    output.give(told, as_json=as_json, lines=lines)
 
 
 @click.command()
@@ -43,14 +63,36 @@ def rollback(name: str, namespace: str, cluster: str, revision: str, as_json: bo
     output.give(found, as_json=as_json, lines=_status_lines(found))
 
 
+def _read_caches(release_uris: list[str]) -> list[tuple[str, ZoneCache]]:
+    """The caches of some releases' buckets; one that this account may not ask about is told and left out."""
+    found: list[tuple[str, ZoneCache]] = []
+    for bucket in dict.fromkeys(storage.bucket_of(uri) for uri in release_uris if storage.is_gs(uri)):
+        try:
+            found += [(bucket, one) for one in cache.list_caches(bucket, timeout_seconds=_CACHE_SECONDS)]
+        except StreamwayError as error:
+            output.say(f"The caches of gs://{bucket} cannot be told: {error.problem}", style="yellow")
+    return found
+
+
+def _cache_words(one: ZoneCache) -> str:
+    words = [one.state, f"entries live {one.ttl_seconds / 3600:g} h"]
+    words += ["filled by uploads"] if one.ingest_on_write else []
+    words += ["a change is under way"] if one.pending_update else []
+    return ", ".join(words + ([f"since {one.since}"] if one.since else []))
+
+
 def _status_lines(found: server.EndpointStatus) -> list[str]:
     lines = [
         f"Endpoint  {found.namespace}/{found.name}",
         f"Serving   {found.active or 'nothing'}{f', since {found.active_since}' if found.active_since else ''}",
-        f"Tested    {found.last_smoke_test or 'never'}",
+        f"Tested    {found.last_smoke_test or 'never'}{f', at {found.tested_at}' if found.tested_at else ''}",
     ]
+    if found.keep_previous_until:
+        lines.append(
+            f"Kept      {found.previous} runs on until {found.keep_previous_until}, to go back to without a start"
+        )
     return lines + [
         f"  {revision.role:10} {revision.name:16} {revision.model_id} at {revision.commit_sha[:12]}, "
-        f"{revision.ready} of {revision.replicas} pods ready, {revision.image}"
+        f"{revision.ready} of {revision.replicas} pods ready, {revision.image}, made {revision.created}"
         for revision in found.revisions
     ]

@@ -33,6 +33,7 @@ ACTIVE_SINCE = "streamway/active-since"
 PREVIOUS = "streamway/previous-revision"
 KEEP_UNTIL = "streamway/keep-previous-until"
 PROOF = "streamway/last-smoke-test"
+TESTED_AT = "streamway/last-smoke-test-at"
 FIGURES = "streamway/last-figures"
 STRATEGY = "streamway/strategy"
 KEEP_SECONDS = "streamway/keep-seconds"
@@ -177,7 +178,8 @@ def point_service(
     if revision != endpoint.active:
         annotations = {ACTIVE_SINCE: time_text(), PREVIOUS: endpoint.active, KEEP_UNTIL: keep_until}
     if proof:
-        annotations |= {PROOF: proof, FIGURES: json.dumps(dict(figures or {}), sort_keys=True) if figures else ""}
+        annotations |= {PROOF: proof, TESTED_AT: time_text()}
+        annotations |= {FIGURES: json.dumps(dict(figures or {}), sort_keys=True) if figures else ""}
     if forget_previous:
         annotations[PREVIOUS] = ""
     annotations = {key: value for key, value in annotations.items() if value}

@@ -14,6 +14,7 @@ from streamway.server.endpoint import (
     KEEP_UNTIL,
     PROOF,
     STRATEGY,
+    TESTED_AT,
     Endpoint,
     Revision,
     await_no_pods,
@@ -76,7 +77,8 @@ class EndpointStatus:
         previous: Revision that served before it; empty for none.
         active_since: When the Service began to select it.
         keep_previous_until: Until when the previous one is kept running; empty where it is not.
-        last_smoke_test: What the last smoke test said.
+        last_smoke_test: What the last smoke test said that the active revision has passed.
+        tested_at: When that was.
         last_figures: What it measured.
         revisions: All of them, the active one first.
     """
@@ -88,6 +90,7 @@ class EndpointStatus:
     active_since: str
     keep_previous_until: str
     last_smoke_test: str
+    tested_at: str
     last_figures: Mapping[str, float]
     revisions: tuple[RevisionStatus, ...]
 
@@ -355,6 +358,7 @@ def _status(endpoint: Endpoint) -> EndpointStatus:
         active_since=annotations.get(ACTIVE_SINCE, ""),
         keep_previous_until=annotations.get(KEEP_UNTIL, "") if kept is not None and kept.replicas else "",
         last_smoke_test=annotations.get(PROOF, ""),
+        tested_at=annotations.get(TESTED_AT, ""),
         last_figures=endpoint.figures,
         revisions=tuple(sorted(rows, key=lambda row: order.index(row.role))),
     )
