@@ -11,7 +11,7 @@ from streamway.cli.options import json_option
 from streamway.errors import StreamwayError
 
 # Whoever looks at an endpoint in trouble does not wait long for its caches.
-_CACHE_SECONDS = 15.0
+_CACHE_SECONDS = 10.0
 
 name_argument = click.argument("name")
 namespace_option = click.option("--namespace", default="models", show_default=True, help="Kubernetes namespace.")
@@ -88,9 +88,7 @@ def _status_lines(found: server.EndpointStatus) -> list[str]:
         f"Tested    {found.last_smoke_test or 'never'}{f', at {found.tested_at}' if found.tested_at else ''}",
     ]
     if found.keep_previous_until:
-        lines.append(
-            f"Kept      {found.previous} runs on until {found.keep_previous_until}, to go back to without a start"
-        )
+        lines.append(f"Kept      {found.previous} runs on until {found.keep_previous_until}")
     return lines + [
         f"  {revision.role:10} {revision.name:16} {revision.model_id} at {revision.commit_sha[:12]}, "
         f"{revision.ready} of {revision.replicas} pods ready, {revision.image}, made {revision.created}"
