@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from streamway.cluster import ClusterConnection
 from streamway.errors import ClusterError, ClusterPermissionError, RolloutError
@@ -145,7 +147,7 @@ def test_a_missing_right_names_verb_and_resource(
 def test_a_documented_role_is_enough(deploy: Deploy, as_account: Callable[..., None], namespace: str) -> None:
     as_account(*role_rules())
 
-    check_permissions(namespace=namespace)
+    assert check_permissions(namespace=namespace) == ()
     deploy()
     deploy(commit_sha="f" * 40, strategy="recreate")
     assert retire_server(name="tiny", namespace=namespace)
@@ -159,6 +161,45 @@ def test_missing_rights_are_known_before_anything_is_applied(as_account: Callabl
 
     verbs = ("get", "create", "update", "delete")
     assert f"we may not: {', '.join(f'{verb} leases.coordination.k8s.io' for verb in verbs)}." in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("without", "words"),
+    [
+        ("pods/exec", "get pods/exec, create pods/exec would help to capture warm-start kits"),
+        ("configmaps", "delete configmaps would help to tell later pods which warm-start kit to restore"),
+        ("replicasets", "list replicasets.apps, watch replicasets.apps would help to say why pods are not created"),
+        ("events", "list events, watch events would help to quote what the scheduler"),
+    ],
+)
+def test_rights_that_only_help_are_named_and_nothing_fails(
+    as_account: Callable[..., None], namespace: str, without: str, words: str
+) -> None:
+    as_account(*[rule for rule in role_rules(warm_start=True) if rule["resources"] != [without]])
+
+    (said,) = check_permissions(namespace=namespace, warm_start=True)
+
+    assert words in said
+
+
+def test_the_role_for_warm_starts_leaves_nothing_to_wish_for(as_account: Callable[..., None], namespace: str) -> None:
+    as_account(*role_rules(warm_start=True))
+
+    assert check_permissions(namespace=namespace, warm_start=True) == ()
+
+
+def test_without_warm_starts_nobody_is_asked_for_their_rights(as_account: Callable[..., None], namespace: str) -> None:
+    as_account(*role_rules())
+
+    assert check_permissions(namespace=namespace) == ()
+    assert len(check_permissions(namespace=namespace, warm_start=True)) == 2
+
+
+def test_the_documented_warm_start_role_is_what_is_asked_for() -> None:
+    documented = yaml.safe_load((Path(__file__).parents[2] / "docs" / "warm-start-role.yaml").read_text())["rules"]
+    asked = [rule for rule in role_rules(warm_start=True) if rule["resources"] in (["pods/exec"], ["configmaps"])]
+
+    assert [rule for rule in documented if rule["resources"] != ["replicasets"]] == asked
 
 
 def test_a_namespace_that_is_being_deleted_is_told(

@@ -123,8 +123,11 @@ def _caches(settings: Settings) -> str:
 
 def _cluster(settings: Settings) -> str:
     connection = cluster.connect(settings.server.cluster)
-    server.check_permissions(namespace=settings.server.namespace, cluster=settings.server.cluster)
-    return f"{connection.address} answers, Kubernetes {connection.get('/version').get('gitVersion', 'unknown')}"
+    chosen = settings.server
+    lacking = server.check_permissions(namespace=chosen.namespace, cluster=chosen.cluster, warm_start=chosen.warm_start)
+    version = connection.get("/version").get("gitVersion", "unknown")
+    helpful = f"; not allowed and not needed: {'; '.join(lacking)}" if lacking else ""
+    return f"{connection.address} answers, Kubernetes {version}{helpful}"
 
 
 def _manifests(settings: Settings) -> str:
