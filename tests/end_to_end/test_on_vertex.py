@@ -16,6 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import aiplatform
+from google.cloud.aiplatform import PipelineJob
+from google.cloud.aiplatform_v1.types import PipelineState
 
 from streamway import server, storage
 from streamway.cache import list_caches
@@ -24,6 +28,7 @@ from streamway.launch.service import RunStatus, wait_for_run
 from streamway.launch.vertex import VertexService
 from streamway.report import RunJournal
 from streamway.sandbox.hub_repository import add_commit
+from streamway.settings import Settings
 from tests.end_to_end.conftest import ROOT, Outcome, Terminal, processes_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -156,7 +161,31 @@ def scheduled(cloud: Cloud, submitted: Any) -> RunStatus:
 
 
 @pytest.fixture(scope="module")
-def followed(cloud: Cloud, scheduled: RunStatus) -> Followed:
+def launched(cloud: Cloud, scheduled: RunStatus) -> PipelineJob:
+    """A run of the compiled file that a data scientist has started from a notebook, without a line of ours."""
+    compiled = cloud.folder / "serve_model.yaml"
+    assert cloud.streamway("compile", "serve_model", "-o", str(compiled), state=False).code == 0
+    aiplatform.init(
+        project=os.environ["GOOGLE_CLOUD_PROJECT"],
+        location="us-central1",
+        api_endpoint=os.environ["CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM"],
+        api_transport="rest",
+        credentials=AnonymousCredentials(),
+    )
+    job = PipelineJob(
+        display_name="From a notebook",
+        template_path=str(compiled),
+        job_id="from-a-notebook",
+        pipeline_root="gs://staging-models/serving/.pipelines",
+        parameter_values=Settings.load(Path(cloud.config("staging"))).parameters(),
+    )
+    job.submit()
+    cloud.wait("from-a-notebook")
+    return PipelineJob.get("from-a-notebook")
+
+
+@pytest.fixture(scope="module")
+def followed(cloud: Cloud, launched: PipelineJob) -> Followed:
     """What became of a new commit that two watchers saw at the same time."""
     before = cloud.runs()
     sha = cloud.push("A new commit.")
@@ -238,6 +267,14 @@ def test_a_schedule_fires_and_nothing_moves(submitted: Any, scheduled: RunStatus
     deployed = run.record("deploy_server")
     assert deployed is not None
     assert deployed.result["changed"] is False
+
+
+def test_the_compiled_file_runs_from_googles_own_client(launched: PipelineJob) -> None:
+    assert launched.state == PipelineState.PIPELINE_STATE_SUCCEEDED
+    assert {task.task_name for task in launched.task_details} >= {*SIX_STEPS, "report-run"}
+    run = journal("from-a-notebook")
+    assert (run.failed, moved_bytes(run)) == (None, 0)
+    assert '<p class="word">Serving</p>' in report_of(run)
 
 
 def test_two_watchers_start_one_run_of_a_new_commit(followed: Followed) -> None:
