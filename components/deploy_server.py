@@ -24,6 +24,14 @@ def deploy_server(
     engine_arguments: list = [],  # noqa: B006
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
+    keep_hours: float = 1.0,
+    served_model_name: str = "",
+    service_account: str = "",
+    replicas: int = 1,
+    max_replicas: int = 0,
+    spot: bool = False,
+    node_selector: dict = {},  # noqa: B006
+    tolerations: list = [],  # noqa: B006
     warm_start: bool = True,
     timeout_seconds: float = 0.0,
 ) -> NamedTuple("Outputs", [("service", str), ("port", int), ("served_model_name", str), ("revision", str)]):
@@ -49,6 +57,14 @@ def deploy_server(
         engine_arguments: More arguments for `vllm serve`.
         environment: More environment variables for the engine.
         strategy: "surge" or "blue_green" where a spare GPU exists, "recreate" where none does, "auto" to find out.
+        keep_hours: How long blue_green keeps the old revision running, in hours.
+        served_model_name: The model's name in the API; empty for the Hugging Face id.
+        service_account: Kubernetes service account that may read the bucket; empty for one named as the endpoint.
+        replicas: Pods; with max_replicas, the fewest.
+        max_replicas: Most pods that an autoscaler may ask for; 0 for no autoscaler.
+        spot: Whether spot nodes may be used.
+        node_selector: More labels that a node must have, such as {"cloud.google.com/compute-class": "gpus"}.
+        tolerations: More taints that may be tolerated, as Kubernetes writes them.
         warm_start: Whether the engine's cache is kept beside the release and restored by later pods; vLLM only.
         timeout_seconds: Longest wait for the rollout; 0 derives it from the size of the model.
 
@@ -77,6 +93,14 @@ def deploy_server(
             engine_arguments=engine_arguments,
             environment=environment,
             strategy=strategy,
+            keep_seconds=keep_hours * 3600,
+            served_model_name=served_model_name,
+            service_account=service_account,
+            replicas=int(replicas),
+            max_replicas=int(max_replicas),
+            spot=spot,
+            node_selector=node_selector,
+            tolerations=tolerations,
             warm_start=warm_start,
             find_kit=finder(release.uri),
             drop_kit=drop_kit,

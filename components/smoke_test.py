@@ -22,6 +22,8 @@ def smoke_test(
     namespace: str = "models",
     questions: list = [],  # noqa: B006
     allowed_regression: float = 0.0,
+    chat_required: bool = False,
+    min_context_length: int = 0,
     timeout_seconds: float = 300.0,
 ) -> NamedTuple("Outputs", [("passed", bool)]):
     """Ask the new revision questions with known answers, and only then let the endpoint serve it.
@@ -42,6 +44,8 @@ def smoke_test(
             asks only for a sound completion.
         allowed_regression: By what share latency and throughput may be worse than those of the release that served
             before, such as 0.5; 0 does not compare.
+        chat_required: Whether a model without a chat template fails, instead of being asked for completions.
+        min_context_length: Shortest context that the model must be served with, in tokens; 0 for any.
         timeout_seconds: Longest time for the whole test.
 
     Returns:
@@ -67,6 +71,8 @@ def smoke_test(
                 run=run_uri,
                 questions=questions,
                 allowed_regression=allowed_regression,
+                chat_required=chat_required,
+                min_context_length=int(min_context_length),
                 timeout_seconds=timeout_seconds,
             )
         except smoke.WrongAnswerError as error:

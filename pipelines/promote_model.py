@@ -39,9 +39,19 @@ def promote_model(
     engine_arguments: list = [],  # noqa: B006
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
+    keep_hours: float = 1.0,
+    served_model_name: str = "",
+    service_account: str = "",
+    replicas: int = 1,
+    max_replicas: int = 0,
+    spot: bool = False,
+    node_selector: dict = {},  # noqa: B006
+    tolerations: list = [],  # noqa: B006
     warm_start: bool = True,
     questions: list = [],  # noqa: B006
     allowed_regression: float = 0.0,
+    chat_required: bool = False,
+    min_context_length: int = 0,
 ):
     """Take a release that has passed other stages to the endpoint of this one.
 
@@ -73,9 +83,20 @@ def promote_model(
         engine_arguments: More arguments for `vllm serve`.
         environment: More environment variables for the engine.
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
+        keep_hours: How long blue_green keeps the old revision running, in hours.
+        served_model_name: The model's name in the API; empty for the Hugging Face id.
+        service_account: Kubernetes service account that may read the bucket; empty for one named as the endpoint.
+        replicas: Pods; with max_replicas, the fewest.
+        max_replicas: Most pods that an autoscaler may ask for; 0 for no autoscaler.
+        spot: Whether spot nodes may be used.
+        node_selector: More labels that a node must have, such as {"cloud.google.com/compute-class": "gpus"}.
+        tolerations: More taints that may be tolerated, as Kubernetes writes them.
         warm_start: Whether the engine's cache is kept beside the release and restored by later pods.
-        questions: Questions with expected answers, each with `prompt` and `expect`.
+        questions: Questions with expected answers, each with `prompt` and `expect`; and `match` (regex, exact,
+            json_schema), `kind` (chat, completion, embedding, tool) and `max_tokens` where these differ.
         allowed_regression: By what share latency and throughput may be worse than before; 0 does not compare.
+        chat_required: Whether a model without a chat template fails, instead of being asked for completions.
+        min_context_length: Shortest context that the model must be served with, in tokens; 0 for any.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
     finish = asker(report_run(run_uri=run_uri, name=name, namespace=namespace), "Report")
@@ -117,6 +138,14 @@ def promote_model(
             engine_arguments=engine_arguments,
             environment=environment,
             strategy=strategy,
+            keep_hours=keep_hours,
+            served_model_name=served_model_name,
+            service_account=service_account,
+            replicas=replicas,
+            max_replicas=max_replicas,
+            spot=spot,
+            node_selector=node_selector,
+            tolerations=tolerations,
             warm_start=warm_start,
         )
         judge(deployed.after(cached), "3 Deploy")
@@ -133,6 +162,8 @@ def promote_model(
             namespace=namespace,
             questions=questions,
             allowed_regression=allowed_regression,
+            chat_required=chat_required,
+            min_context_length=min_context_length,
         )
         judge(proved, "4 Smoke test")
 

@@ -1,13 +1,17 @@
 """A configuration says what it means, or the run does not start."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamway.cli.options import server_choices
 from streamway.errors import SettingsError
 from streamway.pipelines import PIPELINES, serve_model
+from streamway.server import ServerSpec, render
 from streamway.settings import Settings
+from streamway.smoke import parse_questions
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -127,3 +131,59 @@ def tasks_of(spec: Any) -> dict[str, Any]:
     """Every task of a pipeline, however deep it is."""
     dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
     return {name: task for dag in dags for name, task in dag.tasks.items()}
+
+
+def test_everything_about_the_server_reaches_what_is_rendered(tmp_path: Path) -> None:
+    text = (
+        SMALL
+        + """
+smoke:
+  chat_required: true
+  questions:
+    - {prompt: "2 + 2?", expect: "4", match: exact}
+    - {prompt: A city as JSON, expect: {type: object, required: [city]}, match: json_schema}
+    - {prompt: the sea, kind: embedding}
+"""
+    )
+    text = text.replace(
+        "name: endpoint}",
+        """name: endpoint, spot: true, replicas: 2, max_replicas: 4, served_model_name: tiny,
+  service_account: reader, node_selector: {cloud.google.com/compute-class: gpus},
+  tolerations: [{key: team, operator: Equal, value: ml, effect: NoExecute, tolerationSeconds: 60}]}""",
+    )
+    settings = Settings.load(write(tmp_path, text))
+    release = {"release_uri": "gs://bucket/models/org/name/abcdef0/", "commit_sha": "abcdef0", "size_bytes": 1 << 30}
+
+    manifests = render(ServerSpec(**release, model_id="org/name", **server_choices(settings)))
+
+    by_kind = {manifest["kind"]: manifest for manifest in manifests}
+    pod = by_kind["Deployment"]["spec"]["template"]["spec"]
+    assert by_kind["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] == 4
+    assert pod["serviceAccountName"] == "reader"
+    assert pod["nodeSelector"]["cloud.google.com/compute-class"] == "gpus"
+    assert {"key": "team", "operator": "Equal", "value": "ml", "effect": "NoExecute", "tolerationSeconds": 60} in pod[
+        "tolerations"
+    ]
+    assert "cloud.google.com/gke-spot" in str(pod["tolerations"])
+    assert "--served-model-name=tiny" in pod["containers"][0]["args"]
+    questions = parse_questions(settings.parameters()["questions"])
+    assert [(question.kind, question.match) for question in questions] == [
+        ("chat", "exact"),
+        ("chat", "json_schema"),
+        ("embedding", "regex"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ('{prompt: x, expect: "(", match: regex}', "which is no regex"),
+        ('{prompt: x, expect: "{", match: json_schema}', "which is no json_schema"),
+        ("{prompt: x, match: fuzzy}", "smoke.questions.0.match is 'fuzzy'"),
+    ],
+)
+def test_a_question_that_cannot_be_judged_is_found_before_anything_moves(
+    tmp_path: Path, question: str, words: str
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        Settings.load(write(tmp_path, f"{SMALL}smoke: {{questions: [{question}]}}\n"))

@@ -26,6 +26,8 @@ def smoke_test(
     run: str = "",
     questions: Sequence[Mapping[str, Any]] = (),
     allowed_regression: float = 0.0,
+    chat_required: bool = False,
+    min_context_length: int = 0,
     timeout_seconds: float = 300.0,
 ) -> smoke.SmokeReport:
     """Ask a held revision, then let the endpoint serve it and keep its warm-start kit; or return to what served before.
@@ -43,6 +45,8 @@ def smoke_test(
         questions: Questions with expected answers, as plain values.
         allowed_regression: By what share latency and throughput may be worse than those of the release that served
             before; 0 does not compare.
+        chat_required: Whether a model without a chat template fails, instead of being asked for completions.
+        min_context_length: Shortest context that the model must be served with, in tokens; 0 for any.
         timeout_seconds: Longest time for the questions.
 
     Returns:
@@ -67,6 +71,8 @@ def smoke_test(
                 questions=smoke.parse_questions(questions),
                 previous_metrics=before.last_figures,
                 allowed_regression=allowed_regression,
+                chat_required=chat_required,
+                min_context_tokens=min_context_length,
                 timeout_seconds=timeout_seconds,
             )
         except StreamwayError as error:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from streamway.errors import SettingsError
+from streamway.smoke.questions import parse_questions
 
 
 class _Section(BaseModel):
@@ -57,6 +58,18 @@ class ServerSettings(_Section):
     strategy: Literal["auto", "surge", "blue_green", "recreate"] = Field(
         "auto", description="How a new revision takes over."
     )
+    keep_hours: float = Field(1.0, ge=0, description="How long blue_green keeps the old revision running, in hours.")
+    served_model_name: str = Field("", description="The model's name in the API; empty for the Hugging Face id.")
+    service_account: str = Field(
+        "", description="Kubernetes service account that may read the bucket; empty for one named as the endpoint."
+    )
+    replicas: int = Field(1, ge=1, description="Pods; with max_replicas, the fewest.")
+    max_replicas: int = Field(0, ge=0, description="Most pods that an autoscaler may ask for; 0 for no autoscaler.")
+    spot: bool = Field(False, description="Whether spot nodes may be used.")
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="More labels that a node must have, such as a compute class."
+    )
+    tolerations: tuple[dict[str, str | int], ...] = Field((), description="More taints that may be tolerated.")
     warm_start: bool = Field(True, description="Whether the engine's cache is kept and restored by later pods.")
 
 
@@ -64,7 +77,21 @@ class QuestionSettings(_Section):
     """A question with a known answer."""
 
     prompt: str = Field(min_length=1)
-    expect: str = Field(min_length=1, description="Regular expression that the answer must match.")
+    expect: str | dict[str, Any] = Field(
+        "", description="The answer; a tool's name for a tool call; empty asks for a sound answer only."
+    )
+    match: Literal["regex", "exact", "json_schema"] = Field("regex", description="How `expect` is meant.")
+    kind: Literal["chat", "completion", "embedding", "tool"] = Field("chat", description="How it is asked.")
+    max_tokens: int = Field(64, ge=1, description="Longest answer.")
+
+    @model_validator(mode="after")
+    def _is_a_question(self) -> Self:
+        # What is only found when the endpoint is asked is found after every byte has been moved.
+        try:
+            parse_questions([self.model_dump()])
+        except SettingsError as error:
+            raise ValueError(error.problem) from error
+        return self
 
 
 class SmokeSettings(_Section):
@@ -74,6 +101,12 @@ class SmokeSettings(_Section):
     allowed_regression: float = Field(
         0.0, ge=0, le=10, description="By what share figures may be worse than before; 0 does not compare."
     )
+    chat_required: bool = Field(False, description="Whether a model without a chat template fails.")
+    min_context_length: int = Field(0, ge=0, description="Shortest context to be served with, in tokens.")
+
+    def plain_questions(self) -> list[dict[str, Any]]:
+        """The questions, as far as they were written down."""
+        return [question.model_dump(exclude_unset=True) for question in self.questions]
 
 
 class PipelineSettings(_Section):
@@ -196,9 +229,19 @@ class Settings(_Section):
             "engine_arguments": list(self.server.engine_arguments),
             "environment": dict(self.server.environment),
             "strategy": self.server.strategy,
+            "keep_hours": self.server.keep_hours,
+            "served_model_name": self.server.served_model_name,
+            "service_account": self.server.service_account,
+            "replicas": self.server.replicas,
+            "max_replicas": self.server.max_replicas,
+            "spot": self.server.spot,
+            "node_selector": dict(self.server.node_selector),
+            "tolerations": [dict(toleration) for toleration in self.server.tolerations],
             "warm_start": self.server.warm_start,
-            "questions": [question.model_dump() for question in self.smoke.questions],
+            "questions": self.smoke.plain_questions(),
             "allowed_regression": self.smoke.allowed_regression,
+            "chat_required": self.smoke.chat_required,
+            "min_context_length": self.smoke.min_context_length,
             "stage": self.promotion.stage,
         }
 

@@ -115,4 +115,11 @@ def server_choices(settings: Settings) -> dict[str, Any]:
         "engine_arguments": chosen.engine_arguments,
         "environment": chosen.environment,
         "warm_start": chosen.warm_start,
+        "served_model_name": chosen.served_model_name,
+        "service_account": chosen.service_account,
+        "replicas": chosen.replicas,
+        "max_replicas": chosen.max_replicas,
+        "spot": chosen.spot,
+        "node_selector": chosen.node_selector,
+        "tolerations": chosen.tolerations,
     }

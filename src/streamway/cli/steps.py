@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from streamway import cache as cache_room
-from streamway import hub, server, storage, weights
+from streamway import hub, server, storage, warm_start, weights
 from streamway import smoke as smoke_room
 from streamway.cli import output
 from streamway.cli.lines import plan_lines, smoke_lines
@@ -166,7 +166,14 @@ def deploy(config: Path, release_uri: str, overrides: tuple[str, ...], state_pat
     """Deploy a published release as CONFIG says, and watch it until it is ready."""
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()), output.narrated():
-        deployed = server.deploy_server(**_server_arguments(settings, release_uri), cluster=settings.server.cluster)
+        deployed = server.deploy_server(
+            **_server_arguments(settings, release_uri),
+            cluster=settings.server.cluster,
+            strategy=settings.server.strategy,
+            keep_seconds=settings.server.keep_hours * 3600,
+            find_kit=warm_start.finder(release_uri),
+            drop_kit=warm_start.drop_kit,
+        )
     output.give(deployed, as_json=as_json, lines=[f"{deployed.namespace}/{deployed.service}:{deployed.port} is ready"])
 
 
@@ -193,7 +200,9 @@ def smoke(config: Path, overrides: tuple[str, ...], state_path: Path, as_json: b
             port=server.PORT,
             served_model_name=active.served_model_name,
             commit_sha=active.commit_sha,
-            questions=smoke_room.parse_questions([question.model_dump() for question in settings.smoke.questions]),
+            questions=smoke_room.parse_questions(settings.smoke.plain_questions()),
+            chat_required=settings.smoke.chat_required,
+            min_context_tokens=settings.smoke.min_context_length,
         )
     output.give(verdict, as_json=as_json, lines=smoke_lines(verdict))
 

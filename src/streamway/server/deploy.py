@@ -104,7 +104,7 @@ def deploy_server(
     served_model_name: str = "",
     spot: bool = False,
     node_selector: Mapping[str, str] | None = None,
-    tolerations: Sequence[Mapping[str, str]] = (),
+    tolerations: Sequence[Mapping[str, str | int]] = (),
     check_release: bool = True,
     drain_seconds: int = 10,
     startup_seconds: float = 0,

@@ -88,7 +88,7 @@ class ServerSpec:
     served_model_name: str = ""
     spot: bool = False
     node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: Sequence[Mapping[str, str]] = ()
+    tolerations: Sequence[Mapping[str, str | int]] = ()
     check_release: bool = True
     warm_start: bool = True
     drain_seconds: int = 10
