@@ -1,7 +1,9 @@
 """Rollouts that fail: each ends the wait at once, with the cluster's own words and a next step."""
 
+import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,46 @@ def test_a_quota_of_the_namespace_is_told(deploy: Deploy, connection: ClusterCon
 
     assert error.reason == "quota"
     assert "exceeded quota: no-gpus" in error.problem
+
+
+@pytest.mark.slow
+def test_a_volume_that_cannot_be_mounted_is_told_in_the_nodes_words(
+    deploy: Deploy, cluster: Any, connection: ClusterConnection, namespace: str
+) -> None:
+    if not cluster.misfortunes.url:
+        pytest.skip("pods of this cluster do not reach a server of this machine")
+    words = 'MountVolume.SetUp failed for volume "models" : persistentvolumeclaim "models" not found'
+    # The release is checked by a bucket that never answers, so the engine's container waits.
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        rollout = pool.submit(failing, deploy, check_release=True, environment=environment)
+        pod = await_pod(connection, namespace)
+        connection.request("POST", f"/api/v1/namespaces/{namespace}/events", body=failed_mount(pod, words))
+        error = rollout.result(60)
+
+    assert error.reason == "mount"
+    assert words in error.problem
+
+
+def await_pod(connection: ClusterConnection, namespace: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 20
+    while not (pods := connection.get(f"/api/v1/namespaces/{namespace}/pods")["items"]):
+        assert time.monotonic() < deadline, "no pod came"
+        time.sleep(0.1)
+    return dict(pods[0])
+
+
+def failed_mount(pod: dict[str, Any], words: str) -> dict[str, Any]:
+    names = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": "a-mount", "namespace": names["namespace"]},
+        "involvedObject": {"apiVersion": "v1", "kind": "Pod", **names},
+        "reason": "FailedMount",
+        "message": words,
+        "type": "Warning",
+    }
 
 
 def test_an_admission_webhook_that_refuses_is_quoted(deploy: Deploy, cluster: Any, namespace: str) -> None:

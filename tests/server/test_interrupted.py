@@ -135,6 +135,24 @@ def test_a_change_that_is_killed_can_be_taken_back(
     assert left(connection, namespace)["Deployment"] == [f"tiny-{first.revision}"]
 
 
+def test_a_return_that_is_killed_is_completed_by_the_next(
+    deploy: Deploy, run_until: Callable[..., None], connection: ClusterConnection, namespace: str
+) -> None:
+    first = deploy()
+    run_until("returning to revision", commit_sha=NEW_SHA, strategy="recreate", environment={"DOUBLE_CRASH": "oh no"})
+
+    again = deploy()
+
+    assert again.revision == first.revision
+    assert left(connection, namespace) == {
+        "Deployment": [f"tiny-{first.revision}"],
+        "Service": ["tiny"],
+        "Lease": [],
+    }
+    (row,) = read_status(name="tiny", namespace=namespace).revisions
+    assert (row.role, row.ready) == ("active", 1)
+
+
 def test_what_another_release_left_unfinished_is_removed(
     deploy: Deploy, run_until: Callable[..., None], connection: ClusterConnection, namespace: str
 ) -> None:
