@@ -16,6 +16,7 @@ def deploy_server(
     release: dsl.Input[dsl.Model],
     name: str,
     image: str,
+    timings: dsl.Output[dsl.Metrics],
     cluster: str = "",
     namespace: str = "models",
     accelerator: str = "nvidia-l4",
@@ -69,6 +70,7 @@ def deploy_server(
         timeout_seconds: Longest wait for the rollout; 0 derives it from the size of the model.
 
     Returns:
+        timings: What of the start took how long, in seconds, and how fast the weights came.
         service: Name of the Service to test: the new revision's own, while it is held.
         port: Its port.
         served_model_name: The model's name in the API.
@@ -110,4 +112,6 @@ def deploy_server(
             on_progress=step.progress,
         )
         step.keep(deployed)
+    for figure, value in deployed.figures.items():
+        timings.log_metric(figure, value)
     return (deployed.service, deployed.port, deployed.served_model_name, deployed.revision)

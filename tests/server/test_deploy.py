@@ -55,6 +55,17 @@ def test_the_start_is_split_into_its_phases(deploy: Deploy) -> None:
     assert (deployed.streamer.seconds, round(deployed.streamer.gib_per_second, 3)) == (0.5, 0.501)
 
 
+def test_the_figures_of_a_start_are_its_phases_and_the_streamers_speed(deploy: Deploy) -> None:
+    deployed = deploy()
+
+    assert {name: value for name, value in deployed.figures.items() if name != "streamer_gib_per_second"} == {
+        f"{phase.name.replace(' ', '_')}_seconds": phase.seconds for phase in deployed.phases
+    }
+    assert deployed.streamer is not None
+    assert deployed.figures["streamer_gib_per_second"] == pytest.approx(deployed.streamer.gib_per_second, abs=0.001)
+    assert deploy().figures == {}
+
+
 def test_the_wait_tells_what_happens(deploy: Deploy, caplog: pytest.LogCaptureFixture) -> None:
     told: list[tuple[int, int]] = []
     with caplog.at_level(logging.INFO, logger="streamway.server"):

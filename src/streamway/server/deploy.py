@@ -68,6 +68,14 @@ class DeployedServer:
     restarts: int
     gpu_count: int
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Seconds of each phase, and the streamer's GiB/s where it says so; nothing for a server that was ready."""
+        found = {f"{phase.name.replace(' ', '_')}_seconds": phase.seconds for phase in self.phases}
+        if self.phases and self.streamer is not None and self.streamer.bytes:
+            found["streamer_gib_per_second"] = round(self.streamer.gib_per_second, 3)
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
