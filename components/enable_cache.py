@@ -13,6 +13,7 @@ def enable_cache(
     size_bytes: int,
     release: dsl.Input[dsl.Model],
     zones: list = [],  # noqa: B006
+    cluster: str = "",
     ttl_hours: float = 24.0,
     ingest_on_write: bool = False,
     wait: str = "none",
@@ -24,7 +25,8 @@ def enable_cache(
         run_uri: Where this run keeps its journal.
         size_bytes: Size of the release, in bytes; what each zone costs to hold follows from it.
         release: The published model; its bucket is the one to cache.
-        zones: Zones to cache in, such as us-central1-a; empty for none.
+        zones: Zones to cache in, such as us-central1-a, or `cluster` for all zones of the cluster; empty for none.
+        cluster: As in deploy_server.
         ttl_hours: How long an entry lives, 1 to 168 hours.
         ingest_on_write: Whether uploads fill the caches, instead of first reads; a release that was uploaded before
             its cache was there is filled by its first read either way.
@@ -35,11 +37,12 @@ def enable_cache(
         states: The state of the cache in each zone.
     """
     from streamway import cache, report, storage
+    from streamway.cluster import resolve_zones
 
     with report.step("enable_cache", run_uri) as step:
         enabled = cache.enable_cache(
             bucket=storage.bucket_of(release.uri),
-            zones=zones,
+            zones=resolve_zones(zones, cluster),
             ttl_seconds=int(ttl_hours * 3600),
             ingest_on_write=ingest_on_write,
             wait=wait,

@@ -26,7 +26,8 @@ def plan_retirement(
         run_uri: Where this run keeps its journal.
         cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
         namespace: Kubernetes namespace of the endpoint.
-        cache_zones: Zones whose caches of the bucket are to be disabled; empty for none.
+        cache_zones: Zones whose caches of the bucket are to be disabled, or `cluster` for all of the cluster; empty
+            for none.
         delete_releases: Whether the releases that the endpoint serves from are to be deleted, and with them the record
             of its earlier starts.
         releases: More releases to delete, as URIs.

@@ -71,7 +71,7 @@ def promote_model(
         name: Name of the endpoint.
         requires: Stages that the release must have passed at its source; empty asks for none.
         stage: Stage that this run proves the release for, such as production; empty records nothing.
-        cache_zones: Zones to cache the bucket in; empty for none.
+        cache_zones: Zones to cache the bucket in, or `cluster` for all of the cluster; empty for none.
         cache_ttl_hours: How long a cache entry lives, 1 to 168 hours.
         cache_ingest_on_write: Whether uploads fill the caches that are there, instead of first reads.
         cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
@@ -117,6 +117,7 @@ def promote_model(
             size_bytes=promoted.outputs["size_bytes"],
             release=promoted.outputs["release"],
             zones=cache_zones,
+            cluster=cluster,
             ttl_hours=cache_ttl_hours,
             ingest_on_write=cache_ingest_on_write,
         )

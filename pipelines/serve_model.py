@@ -77,7 +77,7 @@ def serve_model(
         token_secret: Secret Manager resource name of a Hub token; empty for public models.
         allowed_licences: Licence ids that may be served; empty allows any.
         allow_remote_code: Whether a model that brings its own Python code may be served.
-        cache_zones: Zones to cache the bucket in; empty for none.
+        cache_zones: Zones to cache the bucket in, or `cluster` for all of the cluster; empty for none.
         cache_ttl_hours: How long a cache entry lives, 1 to 168 hours.
         cache_ingest_on_write: Whether uploads fill the caches that are there, instead of first reads.
         cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
@@ -141,6 +141,7 @@ def serve_model(
             size_bytes=published.outputs["size_bytes"],
             release=published.outputs["release"],
             zones=cache_zones,
+            cluster=cluster,
             ttl_hours=cache_ttl_hours,
             ingest_on_write=cache_ingest_on_write,
         )

@@ -187,3 +187,24 @@ def test_a_question_that_cannot_be_judged_is_found_before_anything_moves(
 ) -> None:
     with pytest.raises(SettingsError, match=re.escape(words)):
         Settings.load(write(tmp_path, f"{SMALL}smoke: {{questions: [{question}]}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("cache", "zone", "cached", "pinned"),
+    [
+        ("[us-central1-a]", "", ["us-central1-a"], "us-central1-a"),
+        ("[us-central1-a]", "us-central1-b", ["us-central1-a"], "us-central1-b"),
+        ("[us-central1-a, us-central1-b]", "", ["us-central1-a", "us-central1-b"], ""),
+        ("cluster", "", ["cluster"], ""),
+        ("[]", "", [], ""),
+    ],
+)
+def test_one_setting_pins_pods_to_the_cached_zone_or_caches_every_zone(
+    tmp_path: Path, cache: str, zone: str, cached: list[str], pinned: str
+) -> None:
+    settings = Settings.load(write(tmp_path, SMALL), overrides={"cache.zones": cache, "server.zone": zone or "''"})
+
+    parameters = settings.parameters()
+
+    assert (parameters["cache_zones"], parameters["zone"]) == (cached, pinned)
+    assert server_choices(settings)["zone"] == pinned

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamway import cache, storage
+from streamway.cluster import resolve_zones
 from streamway.errors import InUseError, SettingsError
 from streamway.server.serving import Serving, list_serving
 from streamway.storage.layout import MANIFEST_SUFFIX
@@ -67,7 +68,7 @@ def plan_retirement(
         namespace: Its namespace.
         release_root: Root of the releases; its bucket is the one whose caches are meant.
         cluster: As in `streamway.cluster.connect`.
-        cache_zones: Zones whose caches are to be disabled.
+        cache_zones: Zones whose caches are to be disabled; `cluster` for all of the cluster.
         delete_releases: Whether the releases that the endpoint serves from are to be deleted, and with them the record
             of its earlier starts.
         releases: More releases to delete, such as those of an endpoint that is gone already.
@@ -100,7 +101,7 @@ def plan_retirement(
         deployments=tuple(sorted(entry.deployment for entry in own)),
         releases=tuple(sorted(doomed)),
         bucket=bucket,
-        zones=tuple(dict.fromkeys(cache_zones)),
+        zones=tuple(dict.fromkeys(resolve_zones(cache_zones, cluster))),
         forgets_starts=delete_releases,
     )
 

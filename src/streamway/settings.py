@@ -38,9 +38,15 @@ class StorageSettings(_Section):
 class CacheSettings(_Section):
     """Anywhere Cache."""
 
-    zones: tuple[str, ...] = Field((), description="Zones to cache in; empty for none.")
+    zones: tuple[str, ...] | Literal["cluster"] = Field(
+        (), description="Zones to cache in, or `cluster` for every zone of the cluster; empty for none."
+    )
     ttl_hours: float = Field(24.0, ge=1, le=168, description="How long an entry lives, in hours.")
     ingest_on_write: bool = Field(False, description="Whether uploads fill the caches, instead of first reads.")
+
+    def plain_zones(self) -> list[str]:
+        """Zones as steps take them."""
+        return [self.zones] if isinstance(self.zones, str) else list(self.zones)
 
 
 class ServerSettings(_Section):
@@ -52,7 +58,9 @@ class ServerSettings(_Section):
     image: str = Field("vllm/vllm-openai:v0.32.0", description="The engine's image, pinned.")
     accelerator: str = Field("nvidia-l4", description="GKE accelerator.")
     gpu_count: int = Field(0, ge=0, le=16, description="GPUs; 0 derives them from the model's size.")
-    zone: str = Field("", description="Zone to keep the server in; empty for any.")
+    zone: str = Field(
+        "", description="Zone to keep the server in; empty for the cached one where there is one, else for any."
+    )
     engine_arguments: tuple[str, ...] = Field((), description="More arguments for `vllm serve`.")
     environment: dict[str, str] = Field(default_factory=dict, description="More environment for the engine.")
     strategy: Literal["auto", "surge", "blue_green", "recreate"] = Field(
@@ -207,6 +215,12 @@ class Settings(_Section):
                 next_step=f"Correct {path} and run again; configs/ holds examples.",
             ) from error
 
+    @property
+    def pod_zone(self) -> str:
+        """Zone to keep pods in: from any but the cached one, reads never come from the cache."""
+        cached = [] if isinstance(self.cache.zones, str) else self.cache.zones
+        return self.server.zone or (cached[0] if len(cached) == 1 else "")
+
     def parameters(self) -> dict[str, Any]:
         """The parameters of serve_model."""
         return {
@@ -216,7 +230,7 @@ class Settings(_Section):
             "allowed_licences": list(self.model.allowed_licences),
             "allow_remote_code": self.model.allow_remote_code,
             "release_root": self.storage.release_root.rstrip("/"),
-            "cache_zones": list(self.cache.zones),
+            "cache_zones": self.cache.plain_zones(),
             "cache_ttl_hours": self.cache.ttl_hours,
             "cache_ingest_on_write": self.cache.ingest_on_write,
             "name": self.server.name,
@@ -225,7 +239,7 @@ class Settings(_Section):
             "image": self.server.image,
             "accelerator": self.server.accelerator,
             "gpu_count": self.server.gpu_count,
-            "zone": self.server.zone,
+            "zone": self.pod_zone,
             "engine_arguments": list(self.server.engine_arguments),
             "environment": dict(self.server.environment),
             "strategy": self.server.strategy,
@@ -279,7 +293,7 @@ class Settings(_Section):
             "namespace": self.server.namespace,
             "cluster": self.server.cluster,
             "release_root": self.storage.release_root.rstrip("/"),
-            "cache_zones": list(self.cache.zones) if caches else [],
+            "cache_zones": self.cache.plain_zones() if caches else [],
             "delete_releases": releases,
             "releases": [],
         }

@@ -108,7 +108,7 @@ def _storage(settings: Settings) -> str:
 
 
 def _caches(settings: Settings) -> str:
-    zones = settings.cache.zones
+    zones = settings.cache.plain_zones()
     if not zones:
         return "no zone is to be cached"
     root = settings.storage.release_root
@@ -117,6 +117,7 @@ def _caches(settings: Settings) -> str:
             f"cache.zones names {', '.join(zones)}, but {root} is a folder and only buckets are cached.",
             next_step="Remove the zones, or release to gs://.",
         )
+    zones = list(cluster.resolve_zones(zones, settings.server.cluster))
     cache.check_zones(bucket=storage.bucket_of(root), zones=zones)
     return f"{', '.join(zones)}, in the bucket's location"
 

@@ -111,7 +111,7 @@ def server_choices(settings: Settings) -> dict[str, Any]:
         "image": chosen.image,
         "accelerator": chosen.accelerator,
         "gpu_count": chosen.gpu_count,
-        "zone": chosen.zone,
+        "zone": settings.pod_zone,
         "engine_arguments": chosen.engine_arguments,
         "environment": chosen.environment,
         "warm_start": chosen.warm_start,

@@ -11,8 +11,10 @@ from streamway.cluster.connection import (
     ServiceProxy,
 )
 from streamway.cluster.executing import run_in_container
+from streamway.cluster.zones import EVERY_ZONE, resolve_zones
 
 __all__ = [
+    "EVERY_ZONE",
     "RELEASE",
     "RELEASE_URI",
     "REVISION",
@@ -23,5 +25,6 @@ __all__ = [
     "connect",
     "gateway_configuration",
     "gke_configuration",
+    "resolve_zones",
     "run_in_container",
 ]

@@ -40,7 +40,7 @@ def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnect
     """
     if not cluster or cluster.startswith("context:"):
         configuration, name = _from_kubeconfig(cluster.removeprefix("context:"))
-    elif _GKE_NAME.fullmatch(cluster):
+    elif is_gke_name(cluster):
         configuration, name = _from_gke(cluster, timeout_seconds)
     elif match := _MEMBERSHIP_NAME.fullmatch(cluster):
         configuration, name = (
@@ -127,6 +127,21 @@ def _from_kubeconfig(context: str) -> tuple[Any, str]:
 
 
 def _from_gke(name: str, timeout_seconds: float) -> tuple[Any, str]:
+    cluster, credentials = find_gke_cluster(name, timeout_seconds)
+    return gke_configuration(cluster, credentials=credentials), name
+
+
+def is_gke_name(name: str) -> bool:
+    """Tell whether a name is that of a GKE cluster."""
+    return _GKE_NAME.fullmatch(name) is not None
+
+
+def find_gke_cluster(name: str, timeout_seconds: float) -> tuple[Any, Any]:
+    """Ask GKE for a cluster; return its answer and the credentials that it was asked with.
+
+    Raises:
+        ClusterUnreachableError: GKE does not show it.
+    """
     from google.api_core.exceptions import GoogleAPIError
     from google.cloud import container_v1
 
@@ -141,7 +156,7 @@ def _from_gke(name: str, timeout_seconds: float) -> tuple[Any, str]:
             next_step="Check the name with `gcloud container clusters list`, and that this account has "
             "container.clusters.get on its project.",
         ) from error
-    return gke_configuration(cluster, credentials=credentials), name
+    return cluster, credentials
 
 
 def _cloud_credentials() -> Any:
