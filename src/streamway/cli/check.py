@@ -13,7 +13,7 @@ from streamway.cli.options import (
     environment_of,
     json_option,
     load_settings,
-    server_choices,
+    planned_server,
     set_option,
     state_option,
 )
@@ -132,15 +132,7 @@ def _cluster(settings: Settings) -> str:
 
 
 def _manifests(settings: Settings) -> str:
-    plan = _plan(settings)
-    spec = server.ServerSpec(
-        release_uri=plan.release_uri,
-        model_id=plan.model_id,
-        commit_sha=plan.commit_sha,
-        size_bytes=plan.size_bytes,
-        **server_choices(settings),
-    )
-    manifests = server.render(spec)
+    manifests = server.render(planned_server(settings))
     return ", ".join(f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in manifests)
 
 

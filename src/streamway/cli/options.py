@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from streamway import sandbox
+from streamway import hub, sandbox, server
 from streamway.cli import output
 from streamway.errors import SettingsError
 from streamway.settings import Settings
@@ -99,6 +99,26 @@ def sandbox_config(settings: Settings) -> sandbox.SandboxConfig:
         gpu_count=wanted.gpu_count,
         vertex=wanted.vertex,
         seed=wanted.seed == "real",
+    )
+
+
+def planned_server(settings: Settings) -> server.ServerSpec:
+    """The server that a run of a configuration would make, as the Hub describes its model now."""
+    model = settings.model
+    plan = hub.plan_pull(
+        model_id=model.id,
+        revision=model.revision,
+        release_root=settings.storage.release_root,
+        token=hub.read_token(model.token_secret),
+        allowed_licences=model.allowed_licences,
+        allow_remote_code=model.allow_remote_code,
+    )
+    return server.ServerSpec(
+        release_uri=plan.release_uri,
+        model_id=plan.model_id,
+        commit_sha=plan.commit_sha,
+        size_bytes=plan.size_bytes,
+        **server_choices(settings),
     )
 
 

@@ -15,6 +15,7 @@ from streamway.cli.options import (
     environment_of,
     json_option,
     load_settings,
+    planned_server,
     server_choices,
     set_option,
     state_option,
@@ -145,14 +146,15 @@ def cache(
 
 @click.command()
 @config_argument
-@click.option("--release", "release_uri", required=True, help="The published release to serve.")
+@click.option("--release", "release_uri", default="", help="A published release; without it, what a run would publish.")
 @set_option
 @state_option
 def render(config: Path, release_uri: str, overrides: tuple[str, ...], state_path: Path) -> None:
     """Print the manifests that `deploy` would apply, for review or for kubectl."""
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()):
-        spec = server.ServerSpec(**_server_arguments(settings, release_uri))
+        given = _server_arguments(settings, release_uri) if release_uri else None
+        spec = server.ServerSpec(**given) if given else planned_server(settings)
         click.echo(server.to_yaml(server.render(spec)), nl=False)
 
 

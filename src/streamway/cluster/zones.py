@@ -1,4 +1,4 @@
-"""Where a cluster's nodes are: a cache serves the nodes of its own zone only, so either pods stay in one or all have one."""
+"""Where a cluster's nodes are: a cache serves its own zone only, so pods stay in one, or every zone has a cache."""
 
 from collections.abc import Sequence
 
