@@ -4,8 +4,9 @@
 
 It runs wherever vLLM is; on a GPU the engine compiles, and that is where kits gain. The kit is packed and restored by
 the code that does it for pods: the engine's cache goes through `tar` and `pack_kit`, all of it is removed, and
-`kit_restore` unpacks it at the same place. Every start is a new process. One start before all others reads the model
-and the engine's files once, so that the first start that counts is not slower for the disk's sake.
+`kit_restore` unpacks it at the same place. Every start is a new process with a home folder of its own, as a pod has.
+One start before all others reads the model and the engine's files once, so that the first start that counts is not
+slower for the disk's sake.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from streamway.server import kit_restore
+from streamway.server.kit import cache_variables
 from streamway.server.kit_archive import PackedKit, pack_kit
 from streamway.server.streamer_log import EngineLog
 
@@ -61,10 +63,11 @@ class Start:
 class Engine:
     """A running engine, whose log is read as it comes."""
 
-    def __init__(self, command: Sequence[str], cache: Path, log_path: Path) -> None:
+    def __init__(self, command: Sequence[str], cache: Path, home: Path) -> None:
         self.began = time.monotonic()
-        environment = {**os.environ, "VLLM_CACHE_ROOT": str(cache), "VLLM_ENABLE_STARTUP_PLAN": "1"}
-        environment["RUNAI_STREAMER_LOG_TO_STDERR"] = "1"
+        log_path = home / "engine.log"
+        environment = {**os.environ, **cache_variables(str(cache)), "VLLM_ENABLE_STARTUP_PLAN": "1"}
+        environment |= {"RUNAI_STREAMER_LOG_TO_STDERR": "1", "HOME": str(home), "TMPDIR": str(home / "tmp")}
         self._process = subprocess.Popen(
             command,
             env=environment,
@@ -134,6 +137,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a folder, gs://BUCKET/PREFIX/ or a Hub id")
     parser.add_argument("--starts", type=int, default=2, help="how many later starts are measured")
     parser.add_argument("--work", type=Path, help="folder for the cache and the logs")
+    parser.add_argument("--logs", type=Path, help="folder that keeps the engine's logs")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.add_argument("arguments", nargs="*", help="more arguments for `vllm serve`, after --")
     return parser.parse_args()
@@ -146,16 +150,22 @@ def measure(given: argparse.Namespace, name: str, cache: Path, work: Path) -> St
     command = [given.vllm, "serve", given.model, "--host=127.0.0.1", f"--port={port}", "--served-model-name=model"]
     if given.model.startswith("gs://"):
         command.append("--load-format=runai_streamer")
-    log_path = work / "engine.log"
-    engine = Engine([*command, *given.arguments], cache, log_path)
+    # As in a pod of its own nothing but the kit comes from the start before; and as in all pods of one image the path
+    # is the same, because vLLM 0.26 counts folders under the home folder among what a compiled graph depends on.
+    home = work / "home"
+    remove(home)
+    (home / "tmp").mkdir(parents=True)
+    engine = Engine([*command, *given.arguments], cache, home)
     try:
-        wait_until_healthy(engine, port, log_path)
+        wait_until_healthy(engine, port, home / "engine.log")
         ready = engine.seconds()
         ask(port)
         first_token = engine.seconds()
     finally:
         engine.stop()
     log = engine.read
+    if given.logs:
+        shutil.copy(home / "engine.log", given.logs / f"{name.partition(',')[0].replace(' ', '-')}.log")
     return Start(
         name=name,
         imports=round(engine.imports, 1),

@@ -131,9 +131,17 @@ def test_a_server_without_warm_starts_has_nothing_of_them(
     assert "streamway/kit-key" not in rendered["metadata"]["annotations"]
 
 
+def test_what_the_engine_is_made_of_caches_beside_it_and_so_in_the_kit(spec: Callable[..., ServerSpec]) -> None:
+    found = variables(pod(spec())["containers"][0])
+
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE"):
+        assert found[name].startswith(found["VLLM_CACHE_ROOT"] + "/"), name
+
+
 def test_older_engines_are_not_asked_for_a_startup_plan(spec: Callable[..., ServerSpec]) -> None:
     def plan(image: str) -> str | None:
         return variables(pod(spec(image=image))["containers"][0]).get("VLLM_ENABLE_STARTUP_PLAN")
 
     assert plan("vllm/vllm-openai:v0.32.0") == "1"
-    assert plan("vllm/vllm-openai:v0.31.0") is None
+    assert plan("vllm/vllm-openai:v0.26.0") == "1"
+    assert plan("vllm/vllm-openai:v0.25.1") is None

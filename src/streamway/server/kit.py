@@ -24,12 +24,18 @@ RESTORE_CONTAINER = "restore-kit"
 VOLUME = "engine-cache"
 MOUNT_PATH = "/var/cache/streamway"
 CACHE_ROOT = "VLLM_CACHE_ROOT"
+OTHER_CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+}
+"""Caches of what the engine is made of, which by default lie in the home folder and /tmp; as folders under its own."""
 MAX_KIT_BYTES = 512 * 1024 * 1024
 # What a kit is made for; a change of how kits are packed or restored makes another key.
 _KEY_VERSION = 1
-# Read in vLLM 0.32.0: the memory profile of a start is kept under the cache's root and used again only where the same
-# device has as much memory free; older versions are not known to have it.
-_STARTUP_PLAN_SINCE = (0, 32, 0)
+# Read in vLLM 0.26.0 and 0.32.0: the memory profile of a start is kept under the cache's root and used again only where
+# the same device has as much memory free; older versions are not known to have it.
+_STARTUP_PLAN_SINCE = (0, 26, 0)
 _TERMINATION_PATH = "/dev/termination-log"
 _RESTORED = re.compile(r"Restored warm-start kit ([0-9a-f]{64}):")
 _VARIABLES = {"KIT_URI": "uri", "KIT_SHA256": "sha256", "KIT_BYTES": "size_bytes"}
@@ -97,10 +103,15 @@ def kit_environment(spec: ServerSpec, derived: Derived) -> dict[str, str]:
     """Variables of the engine."""
     if not is_warm(spec, derived):
         return {}
-    found = {CACHE_ROOT: f"{MOUNT_PATH}/vllm"}
+    found = cache_variables(f"{MOUNT_PATH}/vllm")
     if derived.image.version is not None and derived.image.version >= _STARTUP_PLAN_SINCE:
         found["VLLM_ENABLE_STARTUP_PLAN"] = "1"
     return found
+
+
+def cache_variables(root: str) -> dict[str, str]:
+    """Variables that keep all that an engine compiles under one folder."""
+    return {CACHE_ROOT: root} | {name: f"{root}/{folder}" for name, folder in OTHER_CACHES.items()}
 
 
 def kit_volumes(spec: ServerSpec, derived: Derived) -> list[Manifest]:
