@@ -8,18 +8,12 @@ STORAGE_EMULATOR_HOST is honoured as Google's clients do, with anonymous request
 import functools
 import json
 import os
-import threading
 import urllib.parse
 import uuid
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import google.auth
-import google.auth.credentials
-import google.auth.exceptions
-import google.auth.transport.requests
+from typing import TYPE_CHECKING, Any
 
 from streamway.errors import (
     BucketNotFoundError,
@@ -43,7 +37,9 @@ from streamway.storage.http import (
     read_refusal,
 )
 
-SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+if TYPE_CHECKING:
+    from streamway.storage.bearer import Bearer
+
 LEAST_PART_BYTES = 5 * 1024 * 1024
 MOST_PARTS = 10_000
 """https://cloud.google.com/storage/quotas#requests: parts of a multipart upload."""
@@ -80,26 +76,10 @@ class UploadedPart:
     size_bytes: int
 
 
-class _Bearer:
-    """A Google access token, refreshed before it expires; nothing where an emulator is addressed."""
+def _bearer() -> "Bearer":
+    from streamway.storage.bearer import Bearer
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._credentials: google.auth.credentials.Credentials | None = None
-
-    def headers(self, *, renew: bool = False) -> dict[str, str]:
-        with self._lock:
-            try:
-                if self._credentials is None:
-                    self._credentials, _ = google.auth.default(scopes=[SCOPE])
-                if renew or not self._credentials.valid:
-                    self._credentials.refresh(google.auth.transport.requests.Request())
-            except google.auth.exceptions.GoogleAuthError as error:
-                raise StorageAccessError(
-                    f"There are no usable Google credentials: {error}",
-                    next_step="Run `gcloud auth application-default login`, or give the worker a service account.",
-                ) from error
-            return {"Authorization": f"Bearer {self._credentials.token}"}
+    return Bearer()
 
 
 class CloudStorage:
@@ -108,7 +88,7 @@ class CloudStorage:
     def __init__(self, endpoint: str, *, anonymous: bool, patience: Patience | None = None) -> None:
         self.endpoint = endpoint
         self.client = HttpClient(patience)
-        self._bearer = None if anonymous else _Bearer()
+        self._bearer = None if anonymous else _bearer()
 
     # Buckets
 
