@@ -64,13 +64,10 @@ def _list_folder(root: Path) -> Iterator[StoredFile]:
         subfolders[:] = [name for name in subfolders if name != IN_FLIGHT]
         for name in names:
             path = Path(folder) / name
-            yield StoredFile(
-                path=path.relative_to(root).as_posix(),
-                uri=str(path),
-                size_bytes=path.stat().st_size,
-                crc32c=None,
-                generation=0,
-            )
+            with contextlib.suppress(FileNotFoundError):  # another run took it away just now
+                size = path.stat().st_size
+                relative = path.relative_to(root).as_posix()
+                yield StoredFile(path=relative, uri=str(path), size_bytes=size, crc32c=None, generation=0)
 
 
 def _stored_file(path: str, stored: StoredObject) -> StoredFile:
@@ -203,26 +200,50 @@ def copy_file(
 
 def _copy_on_disk(source: Path, target: Path, *, only_if_absent: bool, link: bool) -> StoredFile:
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        _clone(source, fresh, link=link)
-        if not only_if_absent:
-            fresh.replace(target)
-        else:
-            _place_if_absent(fresh, target)
-    finally:
-        fresh.unlink(missing_ok=True)
+    # A link appears at once and whole. What appears beside the target first, another run may take for a leftover.
+    if not (link and only_if_absent and _linked(source, target)):
+        _copy_beside(source, target, only_if_absent=only_if_absent, link=link)
     size = target.stat().st_size
     return StoredFile(path=target.name, uri=str(target), size_bytes=size, crc32c=None, generation=0)
 
 
-def _clone(source: Path, fresh: Path, *, link: bool) -> None:
+def _linked(source: Path, target: Path) -> bool:
+    """Give a file its second name, unless something else has it; False where the disks differ or know no links."""
     try:
-        if link:
-            with contextlib.suppress(OSError):  # another disk, or one without hard links
-                os.link(source, fresh)
-                return
-        shutil.copyfile(source, fresh)
+        with _named_absence(source):
+            _place_if_absent(source, target)
+    except PreconditionFailedError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _copy_beside(source: Path, target: Path, *, only_if_absent: bool, link: bool) -> None:
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with _named_absence(source):
+            _clone(source, fresh, link=link)
+        if only_if_absent:
+            _place_if_absent(fresh, target)
+        else:
+            fresh.replace(target)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _clone(source: Path, fresh: Path, *, link: bool) -> None:
+    if link:
+        with contextlib.suppress(OSError):  # another disk, or one without hard links
+            os.link(source, fresh)
+            return
+    shutil.copyfile(source, fresh)
+
+
+@contextlib.contextmanager
+def _named_absence(source: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise StorageError(
             f"{source}: there is no such file to copy.", next_step="Run the step before again."

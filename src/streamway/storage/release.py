@@ -145,7 +145,15 @@ def upload_model(
     if there := find_release(layout.release_uri):
         return _accept_existing(there, prepared, layout)
     publication = _Publication(layout, prepared, memory_bytes, workers, on_progress)
-    release = publication.publish()
+    try:
+        release = publication.publish()
+    except ReleaseError:
+        raise
+    except StorageError:
+        # Whoever publishes the same at the same time clears staging away under us when it is done.
+        if there := find_release(layout.release_uri):
+            return _accept_existing(there, prepared, layout)
+        raise
     remove_staging(layout)
     return release
 

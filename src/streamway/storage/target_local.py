@@ -1,14 +1,17 @@
 """A file on disk, written beside its place with a journal of its parts, and renamed when it is whole.
 
 A half-written file can be read again, so its hash is taken anew from disk when a transfer goes on, and each part is
-compared with its checksum in the journal.
+compared with its checksum in the journal. Whoever writes it holds a lock on it; another run of the same model then
+writes a file of its own beside it, and the first that is whole wins.
 """
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +27,8 @@ _FOLDER_ATTEMPTS = 100
 _WRITE_BYTES = 256 * 1024
 """One write at most: on a virtual disk larger ones were measured to cost several times the system time."""
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)
+_CANNOT_LOCK = (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
+"""Of filesystems that know no locks, some network ones; there two runs at once must not share a folder."""
 
 
 class LocalTarget:
@@ -60,15 +65,31 @@ class LocalTarget:
             return self._begin(part_bytes, most_part_bytes)
 
     def _begin(self, part_bytes: int, most_part_bytes: int) -> Position:
+        self._descriptor = self._open_alone()
         self._part_bytes = self._read_journal(most_part_bytes) or part_bytes
         fresh = not self._kept
         truncate = os.O_TRUNC if fresh else 0
-        self._descriptor = self._open(self._partial, os.O_RDWR | truncate)
+        if fresh:
+            os.ftruncate(self._descriptor, 0)
         self._reserve()
         self._journal_descriptor = self._open(self._journal, os.O_WRONLY | os.O_APPEND | truncate)
         if fresh:
             os.write(self._journal_descriptor, self._heading().encode())
         return Position(part_bytes=self._part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
+
+    def _open_alone(self) -> int:
+        """Open the partial file for nobody but us: the one that an earlier run left, or one of our own beside it."""
+        for _ in range(_FOLDER_ATTEMPTS):
+            descriptor = self._open(self._partial, os.O_RDWR)
+            if not _lock(descriptor):
+                os.close(descriptor)
+                own = f"{self._path.name}.{uuid.uuid4().hex[:8]}"
+                self._partial, self._journal = self._folder / f"{own}.partial", self._folder / f"{own}.journal"
+            elif _is_at(descriptor, self._partial):
+                return descriptor
+            else:
+                os.close(descriptor)  # its writer finished it between our opening and our lock
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._partial))
 
     def _open(self, path: Path, flags: int) -> int:
         for _ in range(_FOLDER_ATTEMPTS):  # another file that is complete may just be removing the folder
@@ -142,11 +163,14 @@ class LocalTarget:
         self._partial.unlink(missing_ok=True)
         self._close()
 
-    def _close(self) -> None:
+    def leave(self) -> None:
         for descriptor in (self._descriptor, self._journal_descriptor):
             if descriptor >= 0:
                 os.close(descriptor)
         self._descriptor = self._journal_descriptor = -1
+
+    def _close(self) -> None:
+        self.leave()
         self._journal.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other files are still on their way
             self._folder.rmdir()
@@ -160,6 +184,25 @@ class LocalTarget:
             generation=0,
             moved_bytes=moved_bytes,
         )
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file for this target; tell whether nobody else holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _CANNOT_LOCK:
+            raise
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

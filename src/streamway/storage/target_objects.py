@@ -62,6 +62,9 @@ class _ObjectTarget:
     def _noted_sha256(self, checksum: int) -> str | None:
         return None
 
+    def leave(self) -> None:
+        pass  # a pending upload belongs to nobody
+
     def _metadata(self, sha256: str | None) -> dict[str, str]:
         return {"plan": self._identity} | ({"sha256": sha256} if sha256 else {})
 

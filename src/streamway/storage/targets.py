@@ -54,6 +54,9 @@ class Target(Protocol):
     def discard(self) -> None:
         """Throw away what is there, because it is not what was promised."""
 
+    def leave(self) -> None:
+        """Let go of a file that is not finished, so that a later call can take it up."""
+
 
 def fingerprint(plan: FilePlan) -> str:
     """Return what tells one plan's bytes from another's, without reading them.

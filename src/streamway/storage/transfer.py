@@ -251,6 +251,9 @@ class _Crew:
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
         for thread in threads:  # let the others save the part that they hold
             thread.join(max(0.0, deadline - time.monotonic()))
+        if not any(thread.is_alive() for thread in threads):
+            for job in self._jobs:
+                job.target.leave()
 
     def _work(self) -> None:
         try:
