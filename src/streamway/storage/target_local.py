@@ -146,7 +146,7 @@ class LocalTarget:
     def settle(self, number: int, checksums: Checksums) -> None:
         pass  # the journal has it already
 
-    def save(self, *, now: bool) -> None:
+    def save(self) -> None:
         pass
 
     def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:

@@ -23,9 +23,6 @@ from streamway.storage.targets import Position, fingerprint
 
 log = logging.getLogger("streamway.storage")
 
-_SAVE_PARTS = 2
-"""How many settled parts are worth a save, which costs as much processor time as moving 5 MB."""
-
 SAVE_SLOTS = 8
 """Cloud Storage takes about one write a second to one name, so a growing hash is saved under several in turn."""
 
@@ -96,7 +93,7 @@ class SmallObjectTarget(_ObjectTarget):
     def settle(self, number: int, checksums: Checksums) -> None:
         pass  # there is only one part
 
-    def save(self, *, now: bool) -> None:
+    def save(self) -> None:
         pass
 
     def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
@@ -122,7 +119,6 @@ class UploadTarget(_ObjectTarget):
         self._saves = 0
         self._saving = True
         self._unsaved: dict[str, Any] | None = None
-        self._saved_number = 0
         self._save_lock = threading.Lock()
         self._by_another: WrittenFile | None = None
 
@@ -199,18 +195,12 @@ class UploadTarget(_ObjectTarget):
             "sha256_state": state.hex() if state else "",
         }
 
-    def save(self, *, now: bool) -> None:
-        if not self._save_lock.acquire(blocking=False):
-            return  # what another thread saves just now is nearly as new
-        try:
-            noted = self._unsaved
-            if not noted or not self._saving or noted["number"] - self._saved_number < (1 if now else _SAVE_PARTS):
-                return
-            self._save(f"save-{self._saves % SAVE_SLOTS}", noted)
-            self._saves += 1
-            self._saved_number = noted["number"]
-        finally:
-            self._save_lock.release()
+    def save(self) -> None:
+        with self._save_lock:
+            noted, self._unsaved = self._unsaved, None
+            if noted and self._saving:
+                self._save(f"save-{self._saves % SAVE_SLOTS}", noted)
+                self._saves += 1
 
     def _save(self, suffix: str, noted: dict[str, Any]) -> None:
         content = json.dumps(noted).encode()

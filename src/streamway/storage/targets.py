@@ -45,8 +45,8 @@ class Target(Protocol):
     def settle(self, number: int, checksums: Checksums) -> None:
         """Note that all parts before `number` are written, with their checksums so far; the next part waits for it."""
 
-    def save(self, *, now: bool) -> None:
-        """Put down what was noted, from any thread, where that takes time; `now` though it was done a moment ago."""
+    def save(self) -> None:
+        """Put down what was noted where a kill leaves it; by one thread at a time, beside the others' work."""
 
     def finish(self, checksums: Checksums, moved_bytes: int) -> WrittenFile:
         """Show the file under its name."""

@@ -2,10 +2,11 @@
 
 Workers take parts in the order of the files; each reads its part into memory that it owns, writes it to the target,
 and hands it to the file's checksums, which take parts in order. A part that comes too early waits, and its memory with
-it: that bounds both what is held and what a kill can lose, to one part for each worker.
+it, until it is counted and put down where a kill leaves it: that bounds both what is held and what a kill can lose, to
+one part for each worker.
 """
 
-import logging
+import contextlib
 import os
 import threading
 import time
@@ -22,8 +23,6 @@ from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
 from streamway.storage.target_local import LocalTarget
 from streamway.storage.target_objects import SmallObjectTarget, UploadTarget
 from streamway.storage.targets import Target
-
-log = logging.getLogger("streamway.storage")
 
 MIB = 1024 * 1024
 MEMORY_BYTES = 256 * MIB
@@ -142,6 +141,9 @@ class _Job:
         self.begun = False
         self.taken = 0
         self.moved_bytes = 0
+        # Parts that are settled, with their memory, until that is put down; both belong to the crew.
+        self.unsaved: list[_Part] = []
+        self.saving = False
         self._source = SegmentedSource(plan)
         self._checksums = Checksums(sha256=False)
         self._settled = 0
@@ -167,8 +169,8 @@ class _Job:
         self._settled, self._checksums = position.number, position.checksums
         return min(self.plan.size_bytes, position.number * position.part_bytes)
 
-    def move(self, part: _Part, release: Callable[[_Part], None]) -> None:
-        """Bring one part to its target and settle what can be settled; release each part whose memory is free."""
+    def move(self, part: _Part, on_settled: Callable[[_Part], None]) -> None:
+        """Bring one part to its target and settle what can be settled, telling of each part that is."""
         checksum = self.target.read_back(part.number, part.view)
         if checksum is None:
             self._source.fill(part.number * self.part_bytes, part.view)
@@ -183,7 +185,7 @@ class _Job:
             self._settling = True
         while ready := self._next_in_order():
             self._settle(*ready)
-            release(ready[0])
+            on_settled(ready[0])
 
     def _settle(self, part: _Part, checksum: int) -> None:
         self._checksums.add(part.view, checksum)
@@ -258,15 +260,19 @@ class _Crew:
     def _work(self) -> None:
         try:
             while part := self._take():
-                part.job.move(part, self._release)
-                part.job.target.save(now=self._stopped)
+                part.job.move(part, self._settled)
         except BaseException as error:
             self._fail(error)
+        finally:
+            self._save_last()
 
     def _take(self) -> _Part | None:
-        """Wait for memory and a part to use it for; None when there is nothing left to do."""
+        """Wait for memory and a part to use it for, saving what is settled; None when there is nothing left to do."""
         with self._state:
             while not self._stopped:
+                if settled := next((job for job in self._jobs if job.unsaved and not job.saving), None):
+                    self._save(settled)
+                    continue
                 job = next((job for job in self._jobs if job.begun and job.taken < job.part_count), None)
                 if job and self._buffers:
                     number, job.taken = job.taken, job.taken + 1
@@ -296,27 +302,35 @@ class _Crew:
         # Small files must not cost whole parts; a buffer grows to the largest part that it ever held.
         return buffer if len(buffer) >= length else bytearray(length)
 
-    def _release(self, part: _Part) -> None:
+    def _settled(self, part: _Part) -> None:
         self._progress.add(len(part.view))
         with self._state:
-            self._buffers.append(part.buffer)
+            part.job.unsaved.append(part)
+            self._state.notify_all()
+
+    def _save(self, job: _Job) -> None:
+        """Put down how far a file is, outside the lock, and free the memory of the parts that are safe then."""
+        parts, job.unsaved, job.saving = job.unsaved, [], True
+        self._state.release()
+        try:
+            job.target.save()
+        finally:
+            self._state.acquire()
+            job.saving = False
+            self._buffers += [part.buffer for part in parts]
             self._state.notify_all()
 
     def _fail(self, error: BaseException) -> None:
         with self._state:
-            first, self._failure = self._failure is None, self._failure or error
+            self._failure = self._failure or error
         self._stop()
-        if first:
-            self._save()
 
-    def _save(self) -> None:
-        """Put down how far all files are, for the next call; what stopped this one stays what is told."""
+    def _save_last(self) -> None:
+        """Put down what was settled when the transfer had to stop; what stopped it is what must be told."""
         for job in self._jobs:
-            if job.begun and not job.result:
-                try:
-                    job.target.save(now=True)
-                except StreamwayError as error:
-                    log.info("%s: its last progress was not saved: %s", job.plan.uri, error)
+            if self._stopped and job.unsaved:
+                with contextlib.suppress(StreamwayError):
+                    job.target.save()
 
     def _stop(self) -> None:
         with self._state:
