@@ -411,6 +411,38 @@ def test_part_that_fails_to_come_again_leaves_the_first(part: Part) -> None:
     assert part.bucket.blob("parts/kept").download_as_bytes() == b"good"
 
 
+def test_a_long_body_ends_its_connection_and_a_short_one_keeps_it(part: Part) -> None:
+    upload_id = part.start_parts("bodies")
+    with requests.Session() as session:
+        ends = []
+        for number, data in ((1, os.urandom(8 * MIB)), (2, b"short")):
+            url = part.xml(f"bodies?partNumber={number}&uploadId={upload_id}")
+            answer = session.put(url, data=data, timeout=30)
+            assert answer.headers["x-goog-hash"] == f"crc32c={crc32c(data)}"
+            ends.append(answer.headers.get("Connection", ""))
+    assert ends == ["close", ""]
+    assert {seen["bytes_in"] for seen in part.counted() if seen["method"] == "PUT"} == {8 * MIB + 5}
+
+
+def test_a_client_that_dies_within_a_long_body_leaves_no_part(part: Part) -> None:
+    upload_id = part.start_parts("dies")
+    host, port = part.url.removeprefix("http://").split(":")
+    path = f"/{BUCKET}/dies?partNumber=1&uploadId={upload_id}"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {8 * MIB}\r\n\r\n".encode())
+        connection.sendall(b"x" * 3 * MIB)
+    deadline = time.monotonic() + 10
+    while not any(seen["method"] == "PUT" for seen in part.counted()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (seen,) = (seen for seen in part.counted() if seen["method"] == "PUT")
+    assert seen["bytes_in"] == 3 * MIB and "200" not in seen["statuses"]
+    assert "<Part>" not in requests.get(part.xml(f"dies?uploadId={upload_id}"), timeout=10).text
+    data = os.urandom(8 * MIB)
+    etag = part.put_part("dies", upload_id, 1, data)
+    assert part.complete("dies", upload_id, [(1, etag)]).status_code == 200
+    assert part.bucket.blob("dies").download_as_bytes() == data
+
+
 def test_parts_are_held_to_the_limits(part: Part) -> None:
     upload_id = part.start_parts("parts/limits")
     small = [(number, part.put_part("parts/limits", upload_id, number, b"small")) for number in (1, 2)]
