@@ -23,6 +23,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from memory import settle  # noqa: E402 - beside this file, which need not be installed
+
 RESULTS = HERE / "results"
 GB = 1_000_000_000
 MIB = 1024 * 1024
@@ -185,9 +189,9 @@ def measure_shards(folder: Path, python: str, options: argparse.Namespace) -> li
 
 
 def run(contender: Contender, target: Path) -> None:
-    """Run once from a clean state: no result there, no writes of others pending."""
+    """Run once from a clean state: no result there, no writes of others pending, no memory to be fetched first."""
     shutil.rmtree(target, ignore_errors=True)
-    os.sync()
+    settle(target.parent, [target.parent / "source"])
     python, script, *arguments = contender.command
     done = subprocess.run([python, "-c", script + TELL, *arguments], stdout=subprocess.PIPE, check=True)
     said = json.loads(done.stdout)
