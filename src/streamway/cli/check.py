@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from streamway import cache, cluster, hub, server, storage
+from streamway import cache, cluster, server, storage
 from streamway.cli import output
 from streamway.cli.options import (
     config_argument,
     environment_of,
     json_option,
     load_settings,
+    plan_model,
     planned_server,
     set_option,
     state_option,
@@ -77,25 +78,13 @@ def _lines(result: Checked) -> list[str]:
 
 
 def _model(settings: Settings) -> str:
-    plan = _plan(settings)
+    plan = plan_model(settings)
     if plan.refused:
         raise PolicyError(plan.refused)
     there = format_bytes(plan.size_bytes - plan.move_bytes)
     return (
         f"{plan.model_id} at {plan.commit_sha[:12]}, licence {plan.licence}, {len(plan.files)} files, "
         f"{format_bytes(plan.size_bytes)}, of which {there} are already there"
-    )
-
-
-def _plan(settings: Settings) -> hub.PullPlan:
-    model = settings.model
-    return hub.plan_pull(
-        model_id=model.id,
-        revision=model.revision,
-        release_root=settings.storage.release_root,
-        token=hub.read_token(model.token_secret),
-        allowed_licences=model.allowed_licences,
-        allow_remote_code=model.allow_remote_code,
     )
 
 

@@ -102,10 +102,10 @@ def sandbox_config(settings: Settings) -> sandbox.SandboxConfig:
     )
 
 
-def planned_server(settings: Settings) -> server.ServerSpec:
-    """The server that a run of a configuration would make, as the Hub describes its model now."""
+def plan_model(settings: Settings) -> hub.PullPlan:
+    """What pulling the model of a configuration would take, as the Hub describes it now."""
     model = settings.model
-    plan = hub.plan_pull(
+    return hub.plan_pull(
         model_id=model.id,
         revision=model.revision,
         release_root=settings.storage.release_root,
@@ -113,6 +113,11 @@ def planned_server(settings: Settings) -> server.ServerSpec:
         allowed_licences=model.allowed_licences,
         allow_remote_code=model.allow_remote_code,
     )
+
+
+def planned_server(settings: Settings) -> server.ServerSpec:
+    """The server that a run of a configuration would make, as the Hub describes its model now."""
+    plan = plan_model(settings)
     return server.ServerSpec(
         release_uri=plan.release_uri,
         model_id=plan.model_id,

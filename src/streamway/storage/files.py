@@ -212,8 +212,6 @@ def _linked(source: Path, target: Path) -> bool:
     try:
         with _named_absence(source):
             _place_if_absent(source, target)
-    except PreconditionFailedError:
-        raise
     except OSError:
         return False
     return True
