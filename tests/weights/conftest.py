@@ -44,3 +44,9 @@ def bucket_uri(_bucket_environment: dict[str, str], monkeypatch: pytest.MonkeyPa
     for name, value in _bucket_environment.items():
         monkeypatch.setenv(name, value)
     return f"gs://weights/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for models: once on disk, once in a bucket."""
+    return str(tmp_path) if request.param == "folder" else request.getfixturevalue("bucket_uri")

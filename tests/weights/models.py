@@ -23,6 +23,13 @@ def ramp(count: int, start: int = 0) -> bytes:
     return struct.pack(f"<{count}H", *((start + index) % 65536 for index in range(count)))
 
 
+PLAIN_ROWS = {
+    "model.embed_tokens.weight": ("BF16", [6, 4], ramp(24)),
+    "model.layers.0.weight": ("F32", [3], ramp(6)),
+    "lm_head.weight": ("BF16", [6, 4], ramp(24, 9)),
+}
+
+
 def small_model() -> dict[str, Tensor]:
     """A tied model with a transposed matrix, a scalar and two dtypes."""
     embeddings = Storage(ramp(24), "bfloat16")
@@ -58,6 +65,12 @@ def safetensors_bytes(rows: Rows, *, metadata: dict[str, str] | None = None, pad
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8 if padding is None else (padding - len(text)) % 8)
     return struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in rows.values())
+
+
+def safetensors_model(folder: str, **files: Any) -> str:
+    """A repository with one good safetensors file."""
+    content = safetensors_bytes(PLAIN_ROWS, metadata={"format": "pt"})
+    return put(folder, {"model.safetensors": content, "config.json": CONFIG, "tokenizer.json": {}, **files})
 
 
 def snapshot_of(folder: str, *, sha: str = "a" * 40) -> str:
