@@ -198,6 +198,15 @@ def test_disabling_takes_a_while_and_can_be_taken_back(client: api.StorageContro
         client.get_anywhere_cache(name=named(parent), timeout=10)
 
 
+def test_an_hour_can_pass_in_a_moment(part: Part, client: api.StorageControlClient, parent: str) -> None:
+    create(client, parent)
+    clock = f"{part.announced['admin_url']}/sandbox/clock"
+    requests.post(clock, json={"advance_seconds": 3600}, timeout=10).raise_for_status()
+    (cache,) = client.list_anywhere_caches(parent=parent, timeout=10)
+    assert cache.state == "running"
+    assert (cache.update_time - cache.create_time).total_seconds() >= 3600
+
+
 def test_pause_and_resume(client: api.StorageControlClient, parent: str) -> None:
     create(client, parent)
     with pytest.raises(refusals.FailedPrecondition):

@@ -3,7 +3,7 @@
 Clients need no change: the endpoint, the roots and the credentials in DIR/caches.json are all standard. Buckets and
 their locations are those of the sandbox's Cloud Storage, asked at each call. Beside the gRPC port an HTTP port takes
 faults (see `faults`): a request's path is its gRPC method, the kind `status` carries the name of a gRPC status in
-`body`, and POST /sandbox/state puts a cache into a state of the test's choosing.
+`body`, POST /sandbox/state puts a cache into a state of the test's choosing, and POST /sandbox/clock lets time pass.
 
     python -m streamway.sandbox.caches --state DIR --port 0
 """
@@ -27,6 +27,7 @@ from google.rpc import code_pb2, status_pb2
 
 from streamway.sandbox.caches_registry import BucketPlace, Cache, Delays, Operation, RefusedError, Registry
 from streamway.sandbox.caches_tls import make_identity
+from streamway.sandbox.clock import Clock
 from streamway.sandbox.credentials import read_token, write_credentials
 from streamway.sandbox.faults import Counters, FaultTable, admin_routes
 from streamway.sandbox.processes import announce, die_with_parent, read_json
@@ -335,7 +336,8 @@ async def serve(state_path: Path, port: int, delays: Delays) -> None:
     folder = state_path / "caches"
     identity = make_identity(folder)
     credentials_path = write_credentials(folder)
-    registry = Registry(folder / "registry.json", delays)
+    clock = Clock()
+    registry = Registry(folder / "registry.json", delays, clock=lambda: clock.now().timestamp())
     table, counters = FaultTable(), Counters()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
         server = grpc.aio.server()
@@ -344,7 +346,7 @@ async def serve(state_path: Path, port: int, delays: Delays) -> None:
         tls = grpc.ssl_server_credentials([(identity.key_pem, identity.certificate_pem)])
         bound = server.add_secure_port(f"127.0.0.1:{port}", tls)
         await server.start()
-        runner = await _serve_admin([*admin_routes(table, counters), state_route(registry)])
+        runner = await _serve_admin([*admin_routes(table, counters), *clock.routes(), state_route(registry)])
         environment = {
             "STORAGE_CONTROL_ENDPOINT": f"127.0.0.1:{bound}",
             "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(identity.bundle_path.resolve()),

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from streamway.sandbox.clock import Clock
 from streamway.sandbox.faults import Counters, FaultTable, admin_routes, fault_middleware
 from streamway.sandbox.processes import announce, die_with_parent
 from streamway.sandbox.vertex_jobs import SURFACE, VertexSurface
@@ -33,7 +34,7 @@ from streamway.sandbox.vertex_kfp import KubeflowSurface
 from streamway.sandbox.vertex_registry import TemplateRegistry
 from streamway.sandbox.vertex_runs import RunQueue
 from streamway.sandbox.vertex_schedules import Scheduler
-from streamway.sandbox.vertex_store import Clock, Resource, Shelf, sibling_environment
+from streamway.sandbox.vertex_store import Resource, Shelf, sibling_environment
 
 log = logging.getLogger("streamway.sandbox.vertex")
 

@@ -9,11 +9,11 @@ from aiohttp import web
 
 from streamway.cron import Cron
 from streamway.errors import LaunchError
+from streamway.sandbox.clock import Clock
 from streamway.sandbox.processes import read_json, write_json
 from streamway.sandbox.vertex_runs import Run, RunQueue
 from streamway.sandbox.vertex_schedules import COMPLETED, PAUSED, Scheduler, Timetable
 from streamway.sandbox.vertex_store import (
-    Clock,
     Resource,
     camel,
     new_number,

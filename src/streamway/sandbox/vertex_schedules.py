@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 
 from streamway.cron import Cron
-from streamway.sandbox.vertex_store import Clock, Resource, Shelf, read_time, write_time
+from streamway.sandbox.clock import Clock, write_time
+from streamway.sandbox.vertex_store import Resource, Shelf, read_time
 
 ACTIVE, PAUSED, COMPLETED = "ACTIVE", "PAUSED", "COMPLETED"
 _LONGEST_SLEEP_SECONDS = 60.0

@@ -1,16 +1,14 @@
-"""What the Vertex AI part remembers beside its runs: descriptions, schedules and templates, and what time it is.
+"""What the Vertex AI part remembers beside its runs: descriptions, schedules and templates.
 
 Everything is JSON on disk, so that a sandbox which is stopped and started again still has its jobs and schedules.
-The clock can be moved forward, because a schedule's next time is a minute away at best.
 """
 
-import asyncio
 import json
 import os
 import re
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,44 +22,6 @@ Resource = dict[str, Any]
 _TERM = re.compile(r"""(?P<key>[\w.\-]+)\s*(?P<sign>!=|<=|>=|=|<|>|:)\s*(?P<value>"[^"]*"|[^\s"]+)""")
 _STATUS_NAMES = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "ALREADY_EXISTS", 412: "FAILED_PRECONDITION"}
 _PAGE_SIZE = 100
-
-
-class Clock:
-    """The time of day, which a test may move forward."""
-
-    def __init__(self) -> None:
-        self._ahead = timedelta()
-        self.moved = asyncio.Event()
-
-    def now(self) -> datetime:
-        """Return the present, in UTC."""
-        return datetime.now(UTC) + self._ahead
-
-    def stamp(self) -> str:
-        """Return the present as both services write it."""
-        return write_time(self.now())
-
-    def advance(self, seconds: float) -> None:
-        """Move forward, and wake whoever waits."""
-        self._ahead += timedelta(seconds=seconds)
-        self.moved.set()
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return the routes by which a test reads and moves the clock."""
-
-        async def show(_: web.Request) -> web.Response:
-            return web.json_response({"now": self.stamp()})
-
-        async def move(request: web.Request) -> web.Response:
-            self.advance(float((await request.json())["advance_seconds"]))
-            return web.json_response({"now": self.stamp()})
-
-        return [web.get("/sandbox/clock", show), web.post("/sandbox/clock", move)]
-
-
-def write_time(moment: datetime) -> str:
-    """Write a time as protobuf's JSON does."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def read_time(text: str) -> datetime:
