@@ -11,6 +11,7 @@ import pytest
 from streamway.errors import StalledError, TransferError
 from streamway.storage import Patience
 from streamway.storage.http import HttpClient, Persistence, RetryableError, Watchdog, read_range, wait_told
+from streamway.storage.scatter import Scatter
 
 Script = Callable[[socket.socket], None]
 
@@ -106,8 +107,9 @@ def test_a_server_that_drips_is_given_up(serve: Callable[[Script], str], hurried
 
     client = HttpClient(hurried)
     response = client.open("GET", serve(drip), {})
-    filled = read_range(client, response, memoryview(bytearray(1_000_000)), 0, 1_000_000)
-    assert 0 < filled < 16_384, "what little came is kept, and the connection is given up"
+    memory = Scatter([memoryview(bytearray(1_000_000))])
+    read_range(client, response, memory, 0, 1_000_000)
+    assert 0 < memory.filled_bytes < 16_384, "what little came is kept, and the connection is given up"
 
 
 def test_the_watchdog_looks_at_bytes_and_not_at_their_number_of_arrivals() -> None:
@@ -156,7 +158,7 @@ def test_an_answer_for_another_range_is_not_taken(serve: Callable[[Script], str]
     response = client.open("GET", serve(lambda connection: answer(connection, head, b"0123456789")), {})
     memory = bytearray(b"." * 10)
     with pytest.raises(RetryableError, match="asked for bytes 0-9"):
-        read_range(client, response, memoryview(memory), 0, 100)
+        read_range(client, response, Scatter([memoryview(memory)]), 0, 100)
     assert memory == b"." * 10
 
 

@@ -7,13 +7,14 @@ and again when it is refused. The token goes to the Hub alone: never to the othe
 import logging
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import urllib3
 
 from streamway.errors import AccessDeniedError, HubError, SourceChangedError, TransferError
 from streamway.hub.repository import HubFile, Repository
 from streamway.storage.http import HttpClient, Persistence, RetryableError, raise_if_retried, read_range
+from streamway.storage.scatter import Scatter
 
 log = logging.getLogger("streamway.hub")
 
@@ -55,34 +56,40 @@ class HubReader:
         return bytes(data)
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill `view` from `offset`.
+        """Fill `view` from `offset`; see `read_rows`."""
+        self.read_rows(offset, [view])
+
+    def read_rows(self, offset: int, rows: Sequence[memoryview]) -> None:
+        """Fill several pieces of memory, one after the other, from one stretch of the file, in one request.
 
         Raises:
             AccessDeniedError: the token does not open the file any more.
             SourceChangedError: the file is not what it was.
             TransferError: it cannot be read.
         """
-        if offset < 0 or offset + len(view) > self.size_bytes:
-            raise TransferError(f"{self.uri}: asked for {len(view)} bytes at {offset}, it has {self.size_bytes}.")
+        memory = Scatter(rows)
+        if offset < 0 or offset + memory.size_bytes > self.size_bytes:
+            raise TransferError(
+                f"{self.uri}: asked for {memory.size_bytes} bytes at {offset}, it has {self.size_bytes}."
+            )
         persistence = Persistence(self.uri, self._client.patience)
-        filled = 0
-        while filled < len(view):
+        while memory.left_bytes:
             try:
-                filled += self._read_once(offset + filled, view[filled:])
+                self._read_once(offset + memory.filled_bytes, memory)
                 persistence.gained()
             except RetryableError as retryable:
                 persistence.failed(retryable)
 
-    def _read_once(self, offset: int, view: memoryview) -> int:
+    def _read_once(self, offset: int, memory: Scatter) -> None:
         address = self._locate()
-        headers = {"Range": f"bytes={offset}-{offset + len(view) - 1}", **self._authorization(address)}
-        response = self._client.open("GET", address, headers)
+        wanted = f"bytes={offset}-{offset + memory.left_bytes - 1}"
+        response = self._client.open("GET", address, {"Range": wanted, **self._authorization(address)})
         if response.status not in (200, 206):
             response.close()
             raise_if_retried(response.status, response.headers)
             raise self._refusal(response.status, address)
         self._pin(response)
-        return read_range(self._client, response, view, offset, self.size_bytes)
+        read_range(self._client, response, memory, offset, self.size_bytes)
 
     def _pin(self, response: urllib3.BaseHTTPResponse) -> None:
         """Hold every answer to the first one's entity tag, so that two versions are never mixed."""

@@ -36,6 +36,7 @@ from streamway.storage.http import (
     read_range,
     read_refusal,
 )
+from streamway.storage.scatter import Scatter
 
 if TYPE_CHECKING:
     from streamway.storage.bearer import Bearer
@@ -122,15 +123,14 @@ class CloudStorage:
             if not token:
                 return
 
-    def read_into(self, stored: StoredObject, offset: int, view: memoryview) -> None:
-        """Fill `view` from one generation of an object."""
+    def read_into(self, stored: StoredObject, offset: int, memory: Scatter) -> None:
+        """Fill memory from one generation of an object."""
         query = urllib.parse.urlencode({"alt": "media", "generation": stored.generation})
         url = f"{self._object_url(stored.address, '/download')}?{query}"
         persistence = Persistence(str(stored.address), self.client.patience)
-        filled = 0
-        while filled < len(view):
+        while memory.left_bytes:
             try:
-                filled += self._read_once(stored, url, offset + filled, view[filled:])
+                self._read_once(stored, url, offset + memory.filled_bytes, memory)
                 persistence.gained()
             except RetryableError as retry:
                 persistence.failed(retry)
@@ -138,17 +138,17 @@ class CloudStorage:
     def read(self, stored: StoredObject) -> bytes:
         """Return a small object whole."""
         data = bytearray(stored.size_bytes)
-        self.read_into(stored, 0, memoryview(data))
+        self.read_into(stored, 0, Scatter([memoryview(data)]))
         return bytes(data)
 
-    def _read_once(self, stored: StoredObject, url: str, offset: int, view: memoryview) -> int:
-        headers = {"Range": f"bytes={offset}-{offset + len(view) - 1}", **self._authorization()}
+    def _read_once(self, stored: StoredObject, url: str, offset: int, memory: Scatter) -> None:
+        headers = {"Range": f"bytes={offset}-{offset + memory.left_bytes - 1}", **self._authorization()}
         response = self.client.open("GET", url, headers)
         if response.status not in (200, 206):
             answer = read_refusal(response)
             raise_if_retried(answer.status, answer.headers)
             raise self._gone(stored) if answer.status == 404 else self._refusal(answer, stored.address)
-        return read_range(self.client, response, view, offset, stored.size_bytes)
+        read_range(self.client, response, memory, offset, stored.size_bytes)
 
     def _gone(self, stored: StoredObject) -> SourceChangedError:
         return SourceChangedError(

@@ -22,6 +22,7 @@ import certifi
 import urllib3
 
 from streamway.errors import SourceChangedError, StalledError, TransferError
+from streamway.storage.scatter import Scatter
 
 log = logging.getLogger("streamway.storage")
 
@@ -287,14 +288,14 @@ def read_refusal(response: urllib3.BaseHTTPResponse) -> Answer:
 
 
 def read_range(
-    client: HttpClient, response: urllib3.BaseHTTPResponse, view: memoryview, offset: int, size_bytes: int
-) -> int:
-    """Fill `view` from the answer to a request for its range; return how much of it came.
+    client: HttpClient, response: urllib3.BaseHTTPResponse, memory: Scatter, offset: int, size_bytes: int
+) -> None:
+    """Fill memory from the answer to a request for the rest of it, as far as it comes.
 
     Args:
         client: Whose patience counts.
         response: A 206, or a 200 where the range is the whole source.
-        view: Where the bytes go; as long as what was asked for.
+        memory: Where the bytes go; what is left of it is what was asked for.
         offset: What the range began at.
         size_bytes: What the whole source measures.
 
@@ -302,28 +303,28 @@ def read_range(
         RetryableError: nothing usable came.
         SourceChangedError: the source is no longer as long as it was.
     """
-    filled = 0
+    before = memory.filled_bytes
     watchdog = Watchdog(client.patience.stall_seconds)
     try:
-        _check_range(response, offset, len(view), size_bytes)
-        while filled < len(view):
+        _check_range(response, offset, memory.left_bytes, size_bytes)
+        while memory.left_bytes:
             # One piece as the socket has it: a longer read would hide a dripping server from the watchdog.
-            data = response.read1(min(READ_BYTES, len(view) - filled))
+            data = response.read1(min(READ_BYTES, memory.left_bytes))
             if not data:
                 break
-            view[filled : filled + len(data)] = data
-            filled += len(data)
+            memory.put(data)
             watchdog.saw(len(data))
+        if memory.filled_bytes == before:
+            raise RetryableError("the answer ended before its first byte")
     except (urllib3.exceptions.HTTPError, OSError, RetryableError) as error:
         response.close()
-        if not filled:
+        if memory.filled_bytes == before:
             raise error if isinstance(error, RetryableError) else as_retryable(error) from error
-        return filled
-    if filled < len(view):
+        return
+    if memory.left_bytes:
         response.close()
     else:
         response.release_conn()
-    return filled
 
 
 def _check_range(response: urllib3.BaseHTTPResponse, offset: int, length: int, size_bytes: int) -> None:

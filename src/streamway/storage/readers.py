@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -9,6 +10,7 @@ from streamway.errors import SourceChangedError, StorageError, TransferError
 from streamway.storage.addresses import is_gs, local_path, parse_gs
 from streamway.storage.cloud import CloudStorage, StoredObject, cloud_storage
 from streamway.storage.http import Patience
+from streamway.storage.scatter import Scatter
 from streamway.storage.segments import ByteReader
 
 
@@ -22,6 +24,9 @@ class VersionedReader(ByteReader, Protocol):
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` from `offset`; like `read` without a copy."""
+
+    def read_rows(self, offset: int, rows: Sequence[memoryview]) -> None:
+        """Fill several pieces of memory, one after the other, from one stretch of the source."""
 
 
 class LocalReader:
@@ -66,6 +71,12 @@ class LocalReader:
                 f"{self.uri}: asked for {len(view)} bytes at {offset}, the file ends at {self.size_bytes}."
             )
 
+    def read_rows(self, offset: int, rows: Sequence[memoryview]) -> None:
+        """Fill several pieces of memory from one stretch of the file."""
+        for row in rows:
+            self.read_into(offset, row)
+            offset += len(row)
+
     def check(self) -> None:
         """Refuse to go on where the file was written to since it was opened."""
         if self._look() != self._stamp:
@@ -99,12 +110,17 @@ class ObjectReader:
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` from `offset`."""
-        if offset < 0 or offset + len(view) > self.size_bytes:
+        self.read_rows(offset, [view])
+
+    def read_rows(self, offset: int, rows: Sequence[memoryview]) -> None:
+        """Fill several pieces of memory from one stretch of the object, in one request."""
+        memory = Scatter(rows)
+        if offset < 0 or offset + memory.size_bytes > self.size_bytes:
             raise TransferError(
-                f"{self.uri}: asked for {len(view)} bytes at {offset}, the object ends at {self.size_bytes}."
+                f"{self.uri}: asked for {memory.size_bytes} bytes at {offset}, the object ends at {self.size_bytes}."
             )
-        if len(view):
-            self._cloud.read_into(self.stored, offset, view)
+        if memory.size_bytes:
+            self._cloud.read_into(self.stored, offset, memory)
 
 
 def open_reader(uri: str, *, patience: Patience | None = None) -> LocalReader | ObjectReader:

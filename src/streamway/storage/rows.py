@@ -1,24 +1,26 @@
 """The bytes of a file by offset, whatever segments they lie in, with as few reads as possible.
 
-A checkpoint's small tensors lie close together, a few header bytes apart; over a network one read of a stretch of them
-costs less than one read for each.
+A checkpoint's tensors lie close together, a few header bytes apart; over a network one read of a stretch of them costs
+less than one read for each.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from streamway.errors import TransferError
 from streamway.storage.readers import VersionedReader
+from streamway.storage.scatter import Scatter
 from streamway.storage.segments import ByteReader, Computed, Extent, FilePlan, segment_length
 
 _MOST_GAP_BYTES = 64 * 1024
-_MOST_STRETCH_BYTES = 4 * 1024 * 1024
+_MOST_GAPS_BYTES = 1024 * 1024
+"""All gaps of one call together: a checkpoint could have any number of them, and they are kept in memory."""
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Bytes of one reader, and where they go.
 
     Args:
@@ -38,6 +40,10 @@ class _Piece:
         return self.start + self.length
 
 
+Gaps = dict[int, memoryview]
+"""Bytes of a source that lie between those that were wanted and came along with them, by their offset."""
+
+
 class SegmentedSource:
     """The bytes of a plan by offset."""
 
@@ -45,38 +51,54 @@ class SegmentedSource:
         self._segments = plan.segments
         self._ends = list(accumulate(segment_length(segment) for segment in plan.segments))
 
-    def fill(self, offset: int, view: memoryview) -> None:
+    def fill(self, offset: int, view: memoryview) -> Gaps:
         """Fill `view` with the file's bytes from `offset`.
+
+        Returns:
+            What was read of the sources besides, because it lay between.
 
         Raises:
             TransferError: a segment is not as long as it promised to be.
         """
-        stretch: list[_Piece] = []
-        for piece in self._pieces(offset, view):
-            if stretch and _continues(stretch, piece):
-                stretch[-1] = replace(stretch[-1], length=stretch[-1].length + piece.length)
-            elif stretch and _is_near(stretch, piece):
-                stretch.append(piece)
-            else:
-                _read(stretch, view)
-                stretch = [piece]
-        _read(stretch, view)
+        gaps: Gaps = {}
+        stretch: list[Piece] = []
+        budget = _MOST_GAPS_BYTES
+        for piece in self._put_made(offset, view):
+            gap = _gap_before(stretch, piece)
+            if gap is None or gap > budget:
+                _read(stretch, view, gaps)
+                stretch, gap = [], 0
+            budget -= gap
+            stretch.append(piece)
+        _read(stretch, view, gaps)
+        return gaps
 
-    def _pieces(self, offset: int, view: memoryview) -> Iterator[_Piece]:
-        """Put what is in memory into `view` and yield what must be read."""
-        index = bisect_right(self._ends, offset)
-        at = 0
-        while at < len(view):
+    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        """Yield what `length` bytes of the file from `offset` take from readers, without reading it."""
+        for index, inside, at, count in self._within(offset, length):
             segment = self._segments[index]
-            inside = offset + at - (self._ends[index] - segment_length(segment))
-            length = min(segment_length(segment) - inside, len(view) - at)
+            if isinstance(segment, Extent) and count:
+                yield Piece(segment.reader, segment.offset_bytes + inside, at, count)
+
+    def _put_made(self, offset: int, view: memoryview) -> Iterator[Piece]:
+        """Put what is in memory into `view` and yield what must be read."""
+        for index, inside, at, count in self._within(offset, len(view)):
+            segment = self._segments[index]
             if not isinstance(segment, Extent):
                 data = _made(segment) if isinstance(segment, Computed) else segment
-                view[at : at + length] = memoryview(data)[inside : inside + length]
-            elif length:
-                yield _Piece(segment.reader, segment.offset_bytes + inside, at, length)
-            at += length
-            index += 1
+                view[at : at + count] = memoryview(data)[inside : inside + count]
+            elif count:
+                yield Piece(segment.reader, segment.offset_bytes + inside, at, count)
+
+    def _within(self, offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (segment, offset in it, offset in the range, bytes) for each segment that a range touches."""
+        index, at = bisect_right(self._ends, offset), 0
+        while at < length:
+            size = segment_length(self._segments[index])
+            inside = offset + at - (self._ends[index] - size)
+            count = min(size - inside, length - at)
+            yield index, inside, at, count
+            at, index = at + count, index + 1
 
 
 def _made(segment: Computed) -> bytes:
@@ -86,39 +108,48 @@ def _made(segment: Computed) -> bytes:
     return data
 
 
-def _continues(stretch: list[_Piece], piece: _Piece) -> bool:
-    """Tell whether a piece follows the last one in its source and in memory, so that both are one read."""
+def _gap_before(stretch: list[Piece], piece: Piece) -> int | None:
+    """Return how many bytes lie between a piece and those before it; None where they need a read of their own."""
+    if not stretch:
+        return 0
     last = stretch[-1]
-    seamless = piece.reader is last.reader and (piece.start, piece.at) == (last.end, last.at + last.length)
-    return seamless and (len(stretch) == 1 or piece.end - stretch[0].start <= _MOST_STRETCH_BYTES)
+    gap = piece.start - last.end
+    if piece.reader is not last.reader or gap < 0:
+        return None
+    worthwhile = gap == 0 or ("://" in piece.reader.uri and gap <= _MOST_GAP_BYTES)
+    return gap if worthwhile else None
 
 
-def _is_near(stretch: list[_Piece], piece: _Piece) -> bool:
-    """Tell whether reading on over a gap is cheaper than another request."""
-    last = stretch[-1]
-    remote = piece.reader is last.reader and "://" in piece.reader.uri
-    close = 0 <= piece.start - last.end <= _MOST_GAP_BYTES
-    return remote and close and piece.end - stretch[0].start <= _MOST_STRETCH_BYTES
+def _read(stretch: list[Piece], view: memoryview, gaps: Gaps) -> None:
+    """Read pieces that follow each other in their source, and what lies between them."""
+    rows: list[memoryview] = []
+    position, begun = 0, 0
+    for index, piece in enumerate(stretch):
+        if index and piece.start > position:
+            gaps[position] = memoryview(bytearray(piece.start - position))
+            rows.append(gaps[position])
+            begun = piece.at
+        elif index and piece.at == stretch[index - 1].at + stretch[index - 1].length:
+            rows.pop()  # seamless in memory too, so that it is one row with the one before
+        else:
+            begun = piece.at
+        rows.append(view[begun : piece.at + piece.length])
+        position = piece.end
+    if rows:
+        read_rows(stretch[0].reader, stretch[0].start, rows)
 
 
-def _read(stretch: list[_Piece], view: memoryview) -> None:
-    if len(stretch) == 1:
-        piece = stretch[0]
-        _read_into(piece.reader, piece.start, view[piece.at : piece.at + piece.length])
-    elif stretch:
-        first = stretch[0]
-        memory = memoryview(bytearray(stretch[-1].end - first.start))
-        _read_into(first.reader, first.start, memory)
-        for piece in stretch:
-            offset = piece.start - first.start
-            view[piece.at : piece.at + piece.length] = memory[offset : offset + piece.length]
+def read_rows(reader: ByteReader, start: int, rows: Sequence[memoryview]) -> None:
+    """Fill pieces of memory from one stretch of any reader.
 
-
-def _read_into(reader: ByteReader, start: int, view: memoryview) -> None:
+    Raises:
+        TransferError: the reader gave less than was asked for.
+    """
     if isinstance(reader, VersionedReader):
-        reader.read_into(start, view)
+        reader.read_rows(start, rows)
         return
-    data = reader.read(start, len(view))
-    if len(data) != len(view):
-        raise TransferError(f"{reader.uri}: asked for {len(view)} bytes at {start}, got {len(data)}.")
-    view[:] = data
+    memory = Scatter(rows)
+    data = reader.read(start, memory.size_bytes)
+    if len(data) != memory.size_bytes:
+        raise TransferError(f"{reader.uri}: asked for {memory.size_bytes} bytes at {start}, got {len(data)}.")
+    memory.put(data)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from streamway.errors import WeightsError
 from streamway.storage import is_gs, open_reader
 from streamway.storage.digests import combine_crc32c, crc32c
+from streamway.storage.rows import read_rows
 from streamway.storage.segments import ByteReader, Computed, Extent, Segment
 from streamway.weights.safetensors_file import Header, TensorEntry, read_header
 from streamway.weights.shards import PIECE_BYTES, Shard
@@ -62,14 +63,23 @@ class WitnessReader:
         return bytes(data)
 
     def read_into(self, offset: int, view: memoryview) -> None:
+        self.read_rows(offset, [view])
+
+    def read_rows(self, offset: int, rows: Sequence[memoryview]) -> None:
         # A checksum of what was just read comes out of the processor's cache; a request to a bucket stays whole.
         in_blocks = hasattr(self._reader, "fileno")
         if not in_blocks:
-            read_into(self._reader, offset, view)
-        for start, stop in self._cut(offset, offset + len(view)):
+            read_rows(self._reader, offset, rows)
+        for row in rows:
+            self._see(offset, row, in_blocks=in_blocks)
+            offset += len(row)
+
+    def _see(self, offset: int, row: memoryview, *, in_blocks: bool) -> None:
+        """Keep the checksums of a row, reading it first, block by block, where it is not filled yet."""
+        for start, stop in self._cut(offset, offset + len(row)):
             checksum = 0
             for at in range(start, stop, _BUFFER_BYTES):
-                block = view[at - offset : min(at + _BUFFER_BYTES, stop) - offset]
+                block = row[at - offset : min(at + _BUFFER_BYTES, stop) - offset]
                 if in_blocks:
                     read_into(self._reader, at, block)
                 checksum = crc32c(block, checksum)
