@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamway.cli.options import server_choices
+from streamway.cli.choices import server_choices
 from streamway.errors import SettingsError
 from streamway.pipelines import PIPELINES, serve_model
 from streamway.server import ServerSpec, render

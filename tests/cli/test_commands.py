@@ -10,6 +10,7 @@ import click
 import pytest
 
 from streamway.cli.entry import cli
+from streamway.cli.lazy import LazyGroup
 
 ROOT = Path(__file__).parents[2]
 STREAMWAY = str(Path(sys.executable).with_name("streamway"))
@@ -19,10 +20,14 @@ def streamway(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProce
     return subprocess.run([STREAMWAY, *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+def loaded(group: click.Group, name: str) -> click.Command:
+    return group.load(name) if isinstance(group, LazyGroup) else group.commands[name]
+
+
 def every_command(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
-    for name, command in group.commands.items():
-        path = (*prefix, name)
+    for name in group.commands:
+        path, command = (*prefix, name), loaded(group, name)
         found += every_command(command, path) if isinstance(command, click.Group) else [path]
     return found
 
@@ -42,7 +47,7 @@ def test_every_command_and_option_has_help(path: tuple[str, ...]) -> None:
     command: click.Command = cli
     for name in path:
         assert isinstance(command, click.Group)
-        command = command.commands[name]
+        command = loaded(command, name)
     assert command.help
     for parameter in command.params:
         if isinstance(parameter, click.Option) and not isinstance(parameter.type, click.Choice):

@@ -8,18 +8,11 @@ import click
 
 from streamway import cache, cluster, server, storage
 from streamway.cli import output
-from streamway.cli.options import (
-    config_argument,
-    environment_of,
-    json_option,
-    load_settings,
-    plan_model,
-    planned_server,
-    set_option,
-    state_option,
-)
+from streamway.cli.choices import plan_model, planned_server
+from streamway.cli.configuration import environment_of, load_settings
+from streamway.cli.options import config_argument, json_option, set_option, state_option
 from streamway.errors import PolicyError, SettingsError, StreamwayError
-from streamway.report.page import format_bytes
+from streamway.report.words import format_bytes
 from streamway.settings import Settings
 
 

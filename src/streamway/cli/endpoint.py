@@ -26,9 +26,10 @@ cluster_option = click.option(
 @cluster_option
 @json_option
 def status(name: str, namespace: str, cluster: str, as_json: bool) -> None:
-    """Say what endpoint NAME serves, since when, how it was proved, and what it could go back to.
+    """Say what endpoint NAME serves, since when, and how it was proved.
 
-    With the caches of the buckets that it streams from, and the warm-start kits of its releases.
+    With the revisions that it could go back to, the caches of the buckets that it streams from, and the warm-start
+    kits of its releases.
     """
     found = server.read_status(name=name, namespace=namespace, cluster=cluster)
     releases = [revision.release_uri for revision in found.revisions]

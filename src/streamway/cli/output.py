@@ -5,15 +5,14 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from streamway.report.journal import plain
-from streamway.storage.segments import Progress as ProgressCallback
+if TYPE_CHECKING:
+    from streamway.storage.segments import Progress as ProgressCallback
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 LINE_INTERVAL_SECONDS = 5.0
@@ -33,6 +32,8 @@ def show_error(problem: str, next_step: str) -> None:
 
 def give(result: Any, *, as_json: bool, lines: list[str]) -> None:
     """Put a result on stdout: as JSON for programs, as lines for people."""
+    from streamway.report.journal import plain
+
     click.echo(json.dumps(plain(result), indent=1) if as_json else "\n".join(lines))
 
 
@@ -57,21 +58,23 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[ProgressCallback]:
+def progress(title: str) -> Iterator["ProgressCallback"]:
     """Show how far a transfer has come: a bar on a terminal, a line every few seconds elsewhere."""
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bars:
-            task = bars.add_task(title, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
-    else:
+    if not console.is_terminal:
         yield _LineProgress(title)
+        return
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn(binary_units=True),
+        rich_progress.TransferSpeedColumn(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 class _LineProgress:

@@ -9,12 +9,14 @@ import click
 
 from streamway import cluster
 from streamway.cli import output
-from streamway.cli.options import config_argument, environment_of, json_option, load_settings, set_option, state_option
+from streamway.cli.configuration import environment_of, load_settings
+from streamway.cli.options import config_argument, json_option, set_option, state_option
 from streamway.errors import StreamwayError
 from streamway.launch import LocalRun, compile_pipeline, run_locally
 from streamway.launch.local import StepEvent
 from streamway.report.journal import STEPS, RunJournal
-from streamway.report.page import TITLES, format_bytes, format_seconds
+from streamway.report.sections import TITLES
+from streamway.report.words import format_bytes, format_seconds
 from streamway.settings import Settings
 
 BYTE_STEPS = ("pull_model", "convert_weights", "upload_model")

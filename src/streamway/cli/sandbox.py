@@ -7,13 +7,14 @@ import click
 
 from streamway import sandbox
 from streamway.cli import output
-from streamway.cli.options import json_option, load_settings, sandbox_config, state_option
+from streamway.cli.configuration import load_settings, sandbox_config
+from streamway.cli.options import json_option, state_option
 from streamway.errors import SandboxError
 
 
 @click.group("sandbox")
 def sandbox_group() -> None:
-    """The Hub, Cloud Storage, Anywhere Cache and a cluster, on this machine.
+    """The Hub, Cloud Storage, caches and a cluster, on this machine.
 
     \b
     streamway sandbox up

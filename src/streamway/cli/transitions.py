@@ -1,94 +1,31 @@
-"""`streamway watch`, `promote` and `retire`: what moves a model on from where it is."""
+"""`streamway promote` and `streamway retire`: what moves a model on from where it is."""
 
-import asyncio
-import contextlib
-import signal
-import tempfile
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from streamway import hub, retirement
+from streamway import report, retirement, storage
 from streamway.cli import output
-from streamway.cli.launch import (
-    connect,
+from streamway.cli.configuration import environment_of, load_settings
+from streamway.cli.options import (
+    config_argument,
     dry_run_option,
+    json_option,
     kfp_option,
-    make_request,
-    show_request,
-    start,
-    started,
+    set_option,
+    state_option,
     wait_options,
     with_options,
 )
-from streamway.cli.options import config_argument, environment_of, json_option, load_settings, set_option, state_option
-from streamway.errors import SettingsError
+from streamway.cli.service import show_request, start, started
 from streamway.launch import compile_pipeline, run_locally
 from streamway.launch.local import StepEvent
-from streamway.launch.service import RunRequest
-from streamway.launch.watch import FAILED, UNCHANGED, Followed, Look, Watcher, look_until, starter, watch
-from streamway.launch.webhook import LookQueue, Told, serve_webhook, webhook_application
 from streamway.settings import Settings
-
-# After a webhook the Hub's API may still name the commit before for a moment.
-_HUB_CATCHES_UP_SECONDS = (1.0, 5.0, 15.0)
+from streamway.storage.gates import check_passages
 
 submit_option = click.option("--submit", "on_service", is_flag=True, help="Start it on Vertex AI instead of here.")
-
-
-@click.command("watch")
-@with_options(config_argument, set_option, state_option, kfp_option)
-@click.option("--once", is_flag=True, help="Look once and exit, for a scheduler; exits with 1 if a look failed.")
-@click.option("--webhook", "listen", default="", metavar="HOST:PORT", help="Also listen for the Hub's webhook.")
-@click.option(
-    "--secret-file",
-    type=click.Path(path_type=Path),
-    help="File with the webhook's secret, in place of watch.webhook_secret.",
-)
-@json_option
-@click.pass_context
-def watch_command(
-    context: click.Context,
-    config: Path,
-    overrides: tuple[str, ...],
-    state_path: Path,
-    kfp_url: str,
-    once: bool,
-    listen: str,
-    secret_file: Path | None,
-    as_json: bool,
-) -> None:
-    """Follow the models of CONFIG; a new commit starts one run, however many watchers look.
-
-    With --webhook the Hub tells of new commits; looking every now and then goes on, because messages get lost.
-    """
-    settings = load_settings(config, overrides)
-    followed = _followed(settings)
-    service = connect(settings, state_path, kfp_url)
-    with tempfile.TemporaryDirectory(prefix="streamway-") as folder, output.narrated():
-
-        def request(model: Followed, commit_sha: str) -> RunRequest:
-            # A moving branch must not move between the look and the run.
-            parameters = settings.parameters() | {
-                "model_id": model.model_id,
-                "revision": commit_sha,
-                "name": model.name,
-            }
-            return make_request(settings, "serve_model", parameters, Path(folder), on_vertex=not kfp_url)
-
-        watcher = Watcher(
-            state_root=settings.storage.release_root,
-            start=starter(service, request),
-            token=hub.read_token(settings.model.token_secret),
-        )
-        if once:
-            looks = [watcher.look(model) for model in followed]
-            output.give(looks, as_json=as_json, lines=[_look_line(look) for look in looks])
-            context.exit(int(any(look.outcome == FAILED for look in looks)))
-        _follow(watcher, followed, settings, listen, secret_file, as_json=as_json)
 
 
 @click.command("promote")
@@ -130,7 +67,12 @@ def promote_command(
 @click.command("retire")
 @with_options(config_argument, set_option, state_option, kfp_option, submit_option, *wait_options)
 @click.option("--caches", is_flag=True, help="Disable the caches of the cache section too.")
+@click.option(
+    "--cache-wait-minutes", default=0.0, help="Longest wait until these caches are gone, which takes about an hour."
+)
 @click.option("--releases", is_flag=True, help="Delete the releases that the endpoint serves from too.")
+@click.option("--older-releases", is_flag=True, help="With --releases: every other release of its models as well.")
+@click.option("--despite-unseen", is_flag=True, help="Go on although some namespaces cannot be looked into.")
 @with_options(dry_run_option, json_option)
 @click.pass_context
 def retire_command(
@@ -143,13 +85,20 @@ def retire_command(
     wait: bool,
     timeout_minutes: float,
     caches: bool,
+    cache_wait_minutes: float,
     releases: bool,
+    older_releases: bool,
+    despite_unseen: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Take the endpoint of CONFIG away; refused where something else serves from what would go."""
     settings = load_settings(config, overrides)
-    parameters = settings.retirement_parameters(caches=caches, releases=releases)
+    looked_for = settings.retirement_parameters(caches=caches, releases=releases) | {
+        "older_releases": older_releases,
+        "despite_unseen": despite_unseen,
+    }
+    parameters = looked_for | {"cache_wait_minutes": cache_wait_minutes}
     if on_service or kfp_url:
         with started(settings, state_path, "retire_model", parameters, kfp_url) as (service, request):
             if dry_run:
@@ -158,112 +107,15 @@ def retire_command(
             context.exit(start(service, request, settings, wait=wait, minutes=timeout_minutes, as_json=as_json))
     with environment_of(settings, state_path.absolute()):
         if dry_run:
-            plan = retirement.plan_retirement(**parameters)
+            served = report.served_releases(
+                storage.join(looked_for["release_root"], ".runs", "dry-run"),
+                name=looked_for["name"],
+                namespace=looked_for["namespace"],
+            )
+            plan = retirement.plan_retirement(**looked_for, remembered=served)
             output.give(plan, as_json=as_json, lines=plan.lines())
             return
         context.exit(_run_here(settings, "retire_model", parameters, state_path, as_json=as_json))
-
-
-def _followed(settings: Settings) -> tuple[Followed, ...]:
-    """Return what a configuration follows.
-
-    Raises:
-        SettingsError: two models would take turns at one endpoint.
-    """
-    own = Followed(model_id=settings.model.id, revision=settings.model.revision, name=settings.server.name)
-    followed = tuple(
-        Followed(model_id=entry.id, revision=entry.revision, name=entry.name or settings.server.name)
-        for entry in settings.watch.follow
-    ) or (own,)
-    names = [model.name for model in followed]
-    twice = next((name for name in names if names.count(name) > 1), "")
-    if twice:
-        raise SettingsError(
-            f"watch.follow has two models for the endpoint {twice}, which would take turns at it.",
-            next_step="Give each of them a name of its own.",
-        )
-    return followed
-
-
-def _follow(
-    watcher: Watcher,
-    followed: tuple[Followed, ...],
-    settings: Settings,
-    listen: str,
-    secret_file: Path | None,
-    *,
-    as_json: bool,
-) -> None:
-    """Look, and listen, until interrupted."""
-
-    def tell(look: Look) -> None:
-        if as_json or look.outcome != UNCHANGED:
-            output.give(look, as_json=as_json, lines=[_look_line(look)])
-
-    stop = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        with contextlib.ExitStack() as stack:
-            if listen:
-                stack.enter_context(_listening(watcher, followed, settings, listen, secret_file, tell))
-            output.say(f"Following {', '.join(map(str, followed))}; Ctrl-C ends it.")
-            watch(watcher, followed, interval_seconds=settings.watch.interval_seconds, stop=stop, on_look=tell)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _listening(
-    watcher: Watcher,
-    followed: tuple[Followed, ...],
-    settings: Settings,
-    listen: str,
-    secret_file: Path | None,
-    tell: Any,
-) -> Any:
-    """Serve the webhook on a thread of its own."""
-    host, _, port = listen.rpartition(":")
-    if not port.isdigit():
-        raise SettingsError(f"--webhook {listen!r} is not HOST:PORT.", next_step="Write it like 0.0.0.0:8080.")
-
-    def look(told: Told) -> None:
-        tell(look_until(watcher, told.followed, told.commit_sha, pauses=_HUB_CATCHES_UP_SECONDS))
-
-    looks = LookQueue(look)
-    application = webhook_application(secret=_read_secret(settings, secret_file), followed=followed, on_told=looks.put)
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    serving = serve_webhook(application, host=host or "127.0.0.1", port=int(port), stop=stop)
-    thread = threading.Thread(target=loop.run_until_complete, args=(serving,), name="webhook-server", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        looks.close()
-
-
-def _read_secret(settings: Settings, secret_file: Path | None) -> str:
-    """Read the webhook's secret, which is neither in a setting nor on a command line.
-
-    Raises:
-        SettingsError: nobody says where it is.
-    """
-    if secret_file is not None:
-        try:
-            return secret_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SettingsError(
-                f"The webhook's secret cannot be read from {secret_file}: {error.strerror}.",
-                next_step="Give the file that holds it.",
-            ) from error
-    secret = hub.read_token(settings.watch.webhook_secret)
-    if not secret:
-        raise SettingsError(
-            "Nobody says where the webhook's secret is.",
-            next_step="Set watch.webhook_secret to its Secret Manager name, or give --secret-file.",
-        )
-    return secret
 
 
 def _run_here(settings: Settings, pipeline: str, parameters: dict[str, Any], state_path: Path, *, as_json: bool) -> int:
@@ -293,8 +145,6 @@ def _show_gates(parameters: dict[str, Any], *, as_json: bool) -> None:
     Raises:
         GateError: it has not passed what it must.
     """
-    from streamway.storage.gates import check_passages
-
     passages = check_passages(
         model_id=parameters["model_id"],
         commit_sha=parameters["commit_sha"],
@@ -303,8 +153,3 @@ def _show_gates(parameters: dict[str, Any], *, as_json: bool) -> None:
     )
     lines = [f"{passage.stage:12} passed {passage.passed}  {passage.run_uri}" for passage in passages]
     output.give(passages, as_json=as_json, lines=lines or ["No stage is required."])
-
-
-def _look_line(look: Look) -> str:
-    more = look.error or (f"run {look.run} {look.page}" if look.run else "")
-    return f"{look.outcome:10} {look.followed} at {look.commit_sha[:12] or 'an unknown commit'}  {more}".rstrip()

@@ -1,12 +1,11 @@
-"""The Hub's token from Secret Manager, read where it is needed, so that no parameter or compiled file holds it."""
+"""The Hub's token from Secret Manager, read where it is needed, so that no parameter or compiled file holds it.
+
+Google's credentials are imported when a secret is named: most models are public, and need none.
+"""
 
 import base64
 import re
 from typing import Any, Protocol
-
-import google.auth
-import google.auth.exceptions
-import google.auth.transport.requests
 
 from streamway.errors import AccessDeniedError, SettingsError
 
@@ -42,13 +41,7 @@ def read_token(secret_name: str, *, session: Session | None = None) -> str | Non
             next_step="Write it as projects/PROJECT/secrets/NAME; never put the token itself there.",
         )
     name = secret_name if match["version"] else f"{secret_name}/versions/latest"
-    try:
-        answer = (session or _session()).get(_address(name), timeout=_SECONDS)
-    except (google.auth.exceptions.GoogleAuthError, OSError) as error:
-        raise AccessDeniedError(
-            f"{name} cannot be read: {type(error).__name__}: {error}",
-            next_step="Check the credentials of this worker and its way to secretmanager.googleapis.com.",
-        ) from error
+    answer = _ask(name, session)
     if answer.status_code != 200:
         raise AccessDeniedError(
             f"{name} cannot be read: Secret Manager answers {answer.status_code}: {_reason(answer)}",
@@ -57,9 +50,21 @@ def read_token(secret_name: str, *, session: Session | None = None) -> str | Non
     return _payload(answer, name)
 
 
-def _session() -> Session:
-    credentials, _ = google.auth.default(scopes=[_SCOPE])
-    return google.auth.transport.requests.AuthorizedSession(credentials)
+def _ask(name: str, session: Session | None) -> Any:
+    import google.auth
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import AuthorizedSession
+
+    try:
+        if session is None:
+            credentials, _ = google.auth.default(scopes=[_SCOPE])
+            session = AuthorizedSession(credentials)
+        return session.get(_address(name), timeout=_SECONDS)
+    except (GoogleAuthError, OSError) as error:
+        raise AccessDeniedError(
+            f"{name} cannot be read: {type(error).__name__}: {error}",
+            next_step="Check the credentials of this worker and its way to secretmanager.googleapis.com.",
+        ) from error
 
 
 def _address(name: str) -> str:

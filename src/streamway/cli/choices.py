@@ -1,0 +1,54 @@
+"""What a configuration asks of the Hub and of the cluster, as those rooms take it."""
+
+from typing import Any
+
+from streamway import hub, server
+from streamway.settings import Settings
+
+
+def plan_model(settings: Settings) -> hub.PullPlan:
+    """What pulling the model of a configuration would take, as the Hub describes it now."""
+    model = settings.model
+    return hub.plan_pull(
+        model_id=model.id,
+        revision=model.revision,
+        release_root=settings.storage.release_root,
+        token=hub.read_token(model.token_secret),
+        allowed_licences=model.allowed_licences,
+        allow_remote_code=model.allow_remote_code,
+    )
+
+
+def planned_server(settings: Settings) -> server.ServerSpec:
+    """The server that a run of a configuration would make, as the Hub describes its model now."""
+    plan = plan_model(settings)
+    return server.ServerSpec(
+        release_uri=plan.release_uri,
+        model_id=plan.model_id,
+        commit_sha=plan.commit_sha,
+        size_bytes=plan.size_bytes,
+        **server_choices(settings),
+    )
+
+
+def server_choices(settings: Settings) -> dict[str, Any]:
+    """What a configuration says of the server, as the server room takes it."""
+    chosen = settings.server
+    return {
+        "name": chosen.name,
+        "namespace": chosen.namespace,
+        "image": chosen.image,
+        "accelerator": chosen.accelerator,
+        "gpu_count": chosen.gpu_count,
+        "zone": settings.pod_zone,
+        "engine_arguments": chosen.engine_arguments,
+        "environment": chosen.environment,
+        "warm_start": chosen.warm_start,
+        "served_model_name": chosen.served_model_name,
+        "service_account": chosen.service_account,
+        "replicas": chosen.replicas,
+        "max_replicas": chosen.max_replicas,
+        "spot": chosen.spot,
+        "node_selector": chosen.node_selector,
+        "tolerations": chosen.tolerations,
+    }

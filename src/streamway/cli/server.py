@@ -1,0 +1,103 @@
+"""`streamway render`, `deploy` and `smoke`: a release on the cluster, step by step."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamway import server, storage, warm_start
+from streamway import smoke as smoke_room
+from streamway.cli import output
+from streamway.cli.choices import planned_server, server_choices
+from streamway.cli.configuration import environment_of, load_settings
+from streamway.cli.options import config_argument, json_option, set_option, state_option
+from streamway.errors import ReleaseError, SmokeTestError
+from streamway.settings import Settings
+
+
+@click.command()
+@config_argument
+@click.option("--release", "release_uri", default="", help="A published release; without it, what a run would publish.")
+@set_option
+@state_option
+def render(config: Path, release_uri: str, overrides: tuple[str, ...], state_path: Path) -> None:
+    """Print the manifests that `deploy` would apply, for review or for kubectl."""
+    settings = load_settings(config, overrides)
+    with environment_of(settings, state_path.absolute()):
+        given = _server_arguments(settings, release_uri) if release_uri else None
+        spec = server.ServerSpec(**given) if given else planned_server(settings)
+        click.echo(server.to_yaml(server.render(spec)), nl=False)
+
+
+@click.command()
+@config_argument
+@click.option("--release", "release_uri", required=True, help="The published release to serve.")
+@set_option
+@state_option
+@json_option
+def deploy(config: Path, release_uri: str, overrides: tuple[str, ...], state_path: Path, as_json: bool) -> None:
+    """Deploy a published release as CONFIG says, and watch it until it is ready."""
+    settings = load_settings(config, overrides)
+    with environment_of(settings, state_path.absolute()), output.narrated():
+        deployed = server.deploy_server(
+            **_server_arguments(settings, release_uri),
+            cluster=settings.server.cluster,
+            strategy=settings.server.strategy,
+            keep_seconds=settings.server.keep_hours * 3600,
+            find_kit=warm_start.finder(release_uri),
+            drop_kit=warm_start.drop_kit,
+        )
+    output.give(deployed, as_json=as_json, lines=[f"{deployed.namespace}/{deployed.service}:{deployed.port} is ready"])
+
+
+@click.command()
+@config_argument
+@set_option
+@state_option
+@json_option
+def smoke(config: Path, overrides: tuple[str, ...], state_path: Path, as_json: bool) -> None:
+    """Ask the endpoint of CONFIG its questions; exits with 71 when an answer is wrong."""
+    settings = load_settings(config, overrides)
+    with environment_of(settings, state_path.absolute()), output.narrated():
+        chosen = settings.server
+        found = server.read_status(name=chosen.name, namespace=chosen.namespace, cluster=chosen.cluster)
+        active = next((revision for revision in found.revisions if revision.role == "active"), None)
+        if active is None:
+            raise SmokeTestError(
+                f"Endpoint {chosen.namespace}/{chosen.name} serves nothing.", next_step="Run the pipeline first."
+            )
+        verdict = smoke_room.smoke_test(
+            cluster=chosen.cluster,
+            namespace=chosen.namespace,
+            service=chosen.name,
+            port=server.PORT,
+            served_model_name=active.served_model_name,
+            commit_sha=active.commit_sha,
+            questions=smoke_room.parse_questions(settings.smoke.plain_questions()),
+            chat_required=settings.smoke.chat_required,
+            min_context_tokens=settings.smoke.min_context_length,
+        )
+    output.give(verdict, as_json=as_json, lines=_smoke_lines(verdict))
+
+
+def _server_arguments(settings: Settings, release_uri: str) -> dict[str, Any]:
+    release = storage.find_release(release_uri)
+    if release is None:
+        raise ReleaseError(
+            f"{release_uri} is not a published release: it has no manifest.",
+            next_step="Give the release that `streamway upload` or `streamway run` printed.",
+        )
+    return {
+        "release_uri": release.uri,
+        "model_id": release.manifest.model_id,
+        "commit_sha": release.manifest.commit_sha,
+        "size_bytes": release.size_bytes,
+        **server_choices(settings),
+    }
+
+
+def _smoke_lines(report: smoke_room.SmokeReport) -> list[str]:
+    """Describe what an endpoint was asked and how it did."""
+    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}" for check in report.checks]
+    lines += [f"Asked     {answer.prompt}\nAnswered  {answer.text}" for answer in report.answers]
+    return lines + [f"{name:28} {value:.3f}" for name, value in report.metrics.items()]
