@@ -16,7 +16,9 @@ def plan_retirement(
     namespace: str = "models",
     cache_zones: list = [],  # noqa: B006
     delete_releases: bool = False,
+    older_releases: bool = False,
     releases: list = [],  # noqa: B006
+    despite_unseen: bool = False,
 ) -> NamedTuple("Outputs", [("releases", list), ("cache_zones", list)]):
     """Refuse before anything is touched, if something else serves from what would be taken away.
 
@@ -30,7 +32,10 @@ def plan_retirement(
             for none.
         delete_releases: Whether the releases that the endpoint serves from are to be deleted, and with them the record
             of its earlier starts.
+        older_releases: Whether every other release of the models that it served is deleted too, where nothing else
+            serves from it.
         releases: More releases to delete, as URIs.
+        despite_unseen: Whether to go on although Deployments of some namespaces may not be listed.
 
     Returns:
         releases: Releases to delete.
@@ -46,7 +51,10 @@ def plan_retirement(
             cluster=cluster,
             cache_zones=cache_zones,
             delete_releases=delete_releases,
+            older_releases=older_releases,
             releases=releases,
+            despite_unseen=despite_unseen,
+            remembered=report.served_releases(run_uri, name=name, namespace=namespace),
         )
         step.keep(plan)
     return (list(plan.releases), list(plan.zones))

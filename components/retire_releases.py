@@ -16,6 +16,7 @@ def retire_releases(
     name: str = "",
     namespace: str = "models",
     forget_starts: bool = False,
+    despite_unseen: bool = False,
 ) -> NamedTuple("Outputs", [("deleted_files", int)]):
     """Delete releases with everything beside them, their manifests first, unless something serves from one of them.
 
@@ -27,6 +28,7 @@ def retire_releases(
         name: Name of the endpoint that is retired.
         namespace: Its Kubernetes namespace.
         forget_starts: Whether the record of the endpoint's earlier starts goes too.
+        despite_unseen: Whether to go on although Deployments of some namespaces may not be listed.
 
     Returns:
         deleted_files: How many files were deleted.
@@ -34,7 +36,13 @@ def retire_releases(
     from streamway import report, retirement
 
     with report.step("retire_releases", run_uri) as step:
-        deleted = retirement.retire_releases(release_root=release_root, releases=releases, cluster=cluster)
+        deleted = retirement.retire_releases(
+            release_root=release_root,
+            releases=releases,
+            namespace=namespace,
+            cluster=cluster,
+            despite_unseen=despite_unseen,
+        )
         forgotten = report.forget_starts(run_uri, name=name, namespace=namespace) if forget_starts else 0
         step.keep({"deleted_files": deleted, "releases": releases, "forgotten_starts": forgotten})
     return (deleted,)

@@ -26,6 +26,7 @@ KEPT = 50
 MAX_BYTES = 64 << 10
 FORMAT_VERSION = 1
 MOST_PHASES = 12
+_MOST_URI = 1000
 logger = logging.getLogger("streamway.report")
 
 _STAMP = re.compile(r"\d{8}T\d{6}Z-.+\.json")
@@ -41,6 +42,7 @@ class EndpointStart:
         run: Name of the run.
         started: When the run began, UTC in ISO 8601.
         commit_sha: What was started.
+        release_uri: Where its weights came from; empty where the run does not say.
         phases: Name and seconds of each phase, in order.
         metrics: The figures of its smoke test.
         format_version: Of this record.
@@ -51,6 +53,7 @@ class EndpointStart:
     commit_sha: str
     phases: tuple[tuple[str, float], ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    release_uri: str = ""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -71,7 +74,13 @@ def describe_start(journal: RunJournal) -> EndpointStart | None:
         commit_sha=str(deployed.result.get("commit_sha", ""))[:64],
         phases=phases,
         metrics=_read_metrics(proved.result.get("metrics")) if proved else {},
+        release_uri=_release_uri(journal),
     )
+
+
+def _release_uri(journal: RunJournal) -> str:
+    published = journal.record("upload_model") or journal.record("promote_release")
+    return str(published.result.get("uri", ""))[:_MOST_URI] if published else ""
 
 
 def read_phases(value: Any) -> tuple[tuple[str, float], ...]:
@@ -120,6 +129,22 @@ def earlier_starts(
         logger.warning("earlier starts cannot be read: %s", str(error).splitlines()[0])
         return ()
     return tuple(start for start in found if start is not None)
+
+
+def served_releases(run_uri: str, *, name: str, namespace: str) -> tuple[str, ...]:
+    """Return the releases that an endpoint is remembered to have served, the newest first.
+
+    Args:
+        run_uri: Any run beside those of the endpoint.
+        name: The endpoint.
+        namespace: Its namespace.
+
+    Raises:
+        StreamwayError: the place cannot be listed.
+    """
+    folder = endpoint_folder(run_uri, name=name, namespace=namespace)
+    found = [_read(storage.join(folder, record)) for record in _names(folder)[::-1]] if folder else []
+    return tuple(dict.fromkeys(start.release_uri for start in found if start is not None and start.release_uri))
 
 
 def forget_starts(run_uri: str, *, name: str, namespace: str) -> int:
@@ -180,4 +205,5 @@ def _read(uri: str) -> EndpointStart | None:
         commit_sha=str(found.get("commit_sha", ""))[:64],
         phases=tuple((str(name)[:60], number(seconds)) for name, seconds in phases[:MOST_PHASES]),
         metrics=_read_metrics(found.get("metrics")),
+        release_uri=str(found.get("release_uri", ""))[:_MOST_URI],
     )

@@ -25,7 +25,7 @@ STEPS = ("pull_model", "convert_weights", "upload_model", "enable_cache", "deplo
 """The six steps of serving a model."""
 
 PROMOTION_STEPS = ("promote_release", "enable_cache", "deploy_server", "smoke_test")
-RETIREMENT_STEPS = ("plan_retirement", "retire_server", "retire_cache", "retire_releases")
+RETIREMENT_STEPS = ("plan_retirement", "retire_server", "retire_releases", "retire_cache")
 GATE_STEP = "record_passage"
 KNOWN_STEPS = tuple(dict.fromkeys((*STEPS, *PROMOTION_STEPS, *RETIREMENT_STEPS, GATE_STEP)))
 

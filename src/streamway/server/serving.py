@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
-from streamway.cluster import RELEASE_URI, connect
+from streamway.cluster import RELEASE_URI, ClusterConnection, connect
+from streamway.errors import ClusterPermissionError
 from streamway.server.manifests import FIELD_MANAGER, INSTANCE, MANAGED_BY
+
+EVERY_OTHER = "every other namespace"
+"""What cannot be seen, where not even the names of namespaces may be read."""
 
 _DEPLOYMENTS = "/apis/apps/v1/{place}deployments"
 
@@ -28,6 +32,19 @@ class Serving:
         return f"{self.namespace}/{self.name} ({self.deployment})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What serves in a cluster, as far as it may be seen.
+
+    Args:
+        serving: Every Deployment of ours that may be listed.
+        unseen: Namespaces whose Deployments may not be.
+    """
+
+    serving: tuple[Serving, ...]
+    unseen: tuple[str, ...] = ()
+
+
 def list_serving(cluster: str = "", *, namespace: str = "") -> tuple[Serving, ...]:
     """List every Deployment of ours in a cluster, scaled to zero or not.
 
@@ -39,9 +56,47 @@ def list_serving(cluster: str = "", *, namespace: str = "") -> tuple[Serving, ..
         ClusterError: the cluster refuses; Deployments must be readable in every namespace that is
             meant, or the answer would be worth nothing.
     """
+    return _list(connect(cluster), namespace)
+
+
+def survey_serving(cluster: str = "", *, namespace: str) -> Survey:
+    """List every Deployment of ours in every namespace that may be looked into, and name the others.
+
+    Args:
+        cluster: As in `streamway.cluster.connect`.
+        namespace: The one that must be seen.
+
+    Raises:
+        ClusterError: the cluster does not answer, or refuses even this namespace.
+    """
+    connection = connect(cluster)
+    try:
+        return Survey(serving=_list(connection, ""))
+    except ClusterPermissionError:
+        names, unseen = _namespaces(connection, besides=namespace)
+    found = list(_list(connection, namespace))
+    for name in names:
+        try:
+            found += _list(connection, name)
+        except ClusterPermissionError:
+            unseen.append(name)
+    return Survey(serving=tuple(found), unseen=tuple(unseen))
+
+
+def _namespaces(connection: ClusterConnection, *, besides: str) -> tuple[list[str], list[str]]:
+    """Return the names of the other namespaces, and what cannot be seen for want of them."""
+    try:
+        listed = connection.get("/api/v1/namespaces")
+    except ClusterPermissionError:
+        return [], [EVERY_OTHER]
+    names = [str(item["metadata"]["name"]) for item in listed.get("items") or ()]
+    return [name for name in names if name != besides], []
+
+
+def _list(connection: ClusterConnection, namespace: str) -> tuple[Serving, ...]:
     query = {"labelSelector": f"{MANAGED_BY}={FIELD_MANAGER}"}
     place = f"namespaces/{namespace}/" if namespace else ""
-    found = connect(cluster).get(_DEPLOYMENTS.format(place=place), query)
+    found = connection.get(_DEPLOYMENTS.format(place=place), query)
     return tuple(
         Serving(
             namespace=item["metadata"]["namespace"],
