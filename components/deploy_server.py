@@ -85,6 +85,7 @@ def deploy_server(
             model_id=model_id,
             commit_sha=commit_sha,
             size_bytes=int(size_bytes),
+            model_config=server.read_model_config(release.uri),
             name=name,
             image=image,
             cluster=cluster,

@@ -1,5 +1,6 @@
 """`streamway render` prints what a run would apply, for a reviewer and for plain kubectl."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,40 @@ def test_a_configuration_alone_is_rendered_as_a_run_would_apply_it(hub: Any, buc
     (engine,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert f"{bucket_uri}/models/org/tiny/{commit}/" in " ".join(engine["command"] + engine["args"])
     assert manifests["Deployment"]["metadata"]["annotations"]["streamway/release"] == commit
+
+
+def test_what_was_derived_is_told_beside_the_manifests(hub: Any, bucket_uri: str, tmp_path: Path) -> None:
+    long_context = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 1048576,
+    }
+    hub.model("org/long", **{"config.json": json.dumps(long_context).encode()})
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {{id: org/long}}\nstorage: {{release_root: {bucket_uri}/models}}\nserver: {{name: long}}\n"
+    )
+
+    render = [STREAMWAY, "render", str(config), "--json"]
+    done = subprocess.run(render, capture_output=True, text=True, check=False, timeout=120)
+    own = subprocess.run(
+        [*render, "--set", "server.engine_arguments=[--max-model-len=4096]"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    context = found["derived"]["context"]
+    assert context["model_tokens"] == 1048576
+    assert 0 < context["fitting_tokens"] < 1048576
+    assert context["said"] in " ".join(done.stderr.split())
+    assert "1 x nvidia-l4, such as g2-standard-8" in done.stderr
+    assert "--max-model-len=auto" in json.dumps(found["manifests"])
+    assert json.loads(own.stdout)["derived"]["context"]["said"].startswith("the context is --max-model-len=4096")
+    assert "--max-model-len=auto" not in own.stdout

@@ -1,8 +1,11 @@
 """What a configuration asks of the Hub and of the cluster, as those rooms take it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from streamway import hub, server
+from streamway.hub.pull import Pull
+from streamway.hub.repository import read_repository
 from streamway.settings import Settings
 
 
@@ -27,8 +30,21 @@ def planned_server(settings: Settings) -> server.ServerSpec:
         model_id=plan.model_id,
         commit_sha=plan.commit_sha,
         size_bytes=plan.size_bytes,
+        model_config=_planned_config(settings, plan),
         **server_choices(settings),
     )
+
+
+def _planned_config(settings: Settings, plan: hub.PullPlan) -> Mapping[str, Any]:
+    """The config.json of a planned release: as it was published, or as the Hub has it."""
+    if plan.already_published:
+        return server.read_model_config(plan.release_uri)
+    token = hub.read_token(settings.model.token_secret)
+    repository = read_repository(plan.model_id, plan.commit_sha, token=token)
+    file = next((file for file in repository.files if file.path == "config.json"), None)
+    if file is None:
+        return {}
+    return server.parse_model_config(Pull(repository, token).read_small(file), f"config.json of {plan.model_id}")
 
 
 def server_choices(settings: Settings) -> dict[str, Any]:

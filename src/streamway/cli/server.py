@@ -20,13 +20,23 @@ from streamway.settings import Settings
 @click.option("--release", "release_uri", default="", help="A published release; without it, what a run would publish.")
 @set_option
 @state_option
-def render(config: Path, release_uri: str, overrides: tuple[str, ...], state_path: Path) -> None:
-    """Print the manifests that `deploy` would apply, for review or for kubectl."""
+@json_option
+def render(config: Path, release_uri: str, overrides: tuple[str, ...], state_path: Path, as_json: bool) -> None:
+    """Print the manifests that `deploy` would apply, for review or for kubectl.
+
+    What was derived for them is told on stderr; --json has both.
+    """
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()):
         given = _server_arguments(settings, release_uri) if release_uri else None
         spec = server.ServerSpec(**given) if given else planned_server(settings)
-        click.echo(server.to_yaml(server.render(spec)), nl=False)
+        manifests, derived = server.render(spec), server.derive(spec)
+        output.say(f"{derived.gpu_count} x {spec.accelerator}, such as {', '.join(derived.machine_types)}", style="dim")
+        output.say(derived.context.said, style="dim")
+        if as_json:
+            output.give({"manifests": manifests, "derived": derived}, as_json=True, lines=[])
+        else:
+            click.echo(server.to_yaml(manifests), nl=False)
 
 
 @click.command()
@@ -92,6 +102,7 @@ def _server_arguments(settings: Settings, release_uri: str) -> dict[str, Any]:
         "model_id": release.manifest.model_id,
         "commit_sha": release.manifest.commit_sha,
         "size_bytes": release.size_bytes,
+        "model_config": server.read_model_config(release.uri),
         **server_choices(settings),
     }
 

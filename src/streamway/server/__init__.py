@@ -1,5 +1,6 @@
 """vLLM on Kubernetes: render what a release needs, apply it, watch it, say why it fails, and go back."""
 
+from streamway.server.context import Context, parse_model_config, read_model_config
 from streamway.server.deploy import DeployedServer, deploy_server
 from streamway.server.engine import PORT
 from streamway.server.manifests import render, to_yaml
@@ -22,6 +23,7 @@ from streamway.server.switch import Candidate
 __all__ = [
     "PORT",
     "Candidate",
+    "Context",
     "DeployedServer",
     "EndpointStatus",
     "Phase",
@@ -34,8 +36,10 @@ __all__ = [
     "deploy_server",
     "derive",
     "list_serving",
+    "parse_model_config",
     "promote_revision",
     "read_log",
+    "read_model_config",
     "read_status",
     "reject_revision",
     "render",

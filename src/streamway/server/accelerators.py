@@ -11,8 +11,8 @@ from streamway.errors import SettingsError
 
 GIB = 1024**3
 
-# vLLM's own default for --gpu-memory-utilization.
-_USABLE_SHARE = 0.9
+# vLLM's own default for --gpu-memory-utilization; newer versions take 0.92.
+USABLE_SHARE = 0.9
 # Weights take a little more than their bytes on disk; activations, CUDA graphs and a first block of KV cache take
 # this much on each GPU. gemma-2-9b (17.2 GiB) fits one L4 by this rule, as Google's guide shows it to do.
 _WEIGHTS_FACTOR = 1.05
@@ -171,7 +171,7 @@ def derive_gpu_count(accelerator: Accelerator, size_bytes: int) -> int:
     largest = accelerator.counts[-1]
     raise SettingsError(
         f"The model has {size_bytes / GIB:.1f} GiB, more than one node with {accelerator.name} can hold: "
-        f"{largest} x {accelerator.memory_gib:g} GiB, of which {_USABLE_SHARE:.0%} are usable.",
+        f"{largest} x {accelerator.memory_gib:g} GiB, of which {USABLE_SHARE:.0%} are usable.",
         next_step="Choose an accelerator with more memory or a quantised model; "
         "serving across several nodes is not supported.",
     )
@@ -179,8 +179,22 @@ def derive_gpu_count(accelerator: Accelerator, size_bytes: int) -> int:
 
 def fits(accelerator: Accelerator, gpu_count: int, size_bytes: int) -> bool:
     """Whether a model leaves room to answer on so many GPUs."""
-    needed_gib = size_bytes / GIB * _WEIGHTS_FACTOR + _OVERHEAD_GIB_PER_GPU * gpu_count
-    return needed_gib <= accelerator.memory_gib * _USABLE_SHARE * gpu_count
+    return room_beside_weights(accelerator, gpu_count, size_bytes) >= 0
+
+
+def room_beside_weights(
+    accelerator: Accelerator, gpu_count: int, size_bytes: int, *, usable_share: float = USABLE_SHARE
+) -> float:
+    """Bytes of each GPU that a model's weights and what the engine needs beside them leave for its KV cache.
+
+    Args:
+        accelerator: The kind of GPU.
+        gpu_count: GPUs that the model is split over.
+        size_bytes: Bytes of the release.
+        usable_share: Share of the memory that the engine may take.
+    """
+    taken_gib = size_bytes / GIB * _WEIGHTS_FACTOR / gpu_count + _OVERHEAD_GIB_PER_GPU
+    return (accelerator.memory_gib * usable_share - taken_gib) * GIB
 
 
 def machines_with(accelerator: Accelerator, gpu_count: int) -> tuple[Machine, ...]:

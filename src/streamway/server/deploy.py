@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from streamway.cluster import ClusterConnection, connect
 from streamway.errors import SettingsError
@@ -99,6 +100,7 @@ def deploy_server(
     name: str,
     namespace: str,
     image: str,
+    model_config: Mapping[str, Any] | None = None,
     cluster: str = "",
     service_account: str = "",
     accelerator: str = "nvidia-l4",
@@ -141,6 +143,8 @@ def deploy_server(
         name: Name of the endpoint, and of its Service.
         namespace: Kubernetes namespace; made where there is none.
         image: The engine's image, pinned.
+        model_config: The model's config.json, as `read_model_config` gives it; whether its context fits follows from
+            it.
         cluster: As in `streamway.cluster.connect`.
         service_account: Kubernetes service account that may read the bucket; empty for one named as the endpoint.
         accelerator: GKE's name of the accelerator.
@@ -185,6 +189,7 @@ def deploy_server(
         model_id=model_id,
         commit_sha=commit_sha,
         size_bytes=int(size_bytes),
+        model_config=model_config or {},
         name=name,
         namespace=namespace,
         image=image,
@@ -251,6 +256,7 @@ def _roll_out(
         spec.accelerator,
         derived.budgets.step_seconds,
     )
+    logger.info("%s", derived.context.said)
     with hold_endpoint(connection, spec.namespace, spec.name, run=claim.run) as holding:
         endpoint = read_endpoint(connection, spec.namespace, spec.name)
         if find_kit is not None and plan.revision not in endpoint.revisions:

@@ -73,7 +73,7 @@ def made_for(spec: ServerSpec, derived: Derived) -> dict[str, Any]:
         derived.image,
         served_model_name="",
         gpu_count=derived.gpu_count,
-        engine_arguments=spec.engine_arguments,
+        engine_arguments=derived.engine_arguments,
     )
     return {
         "accelerator": spec.accelerator,

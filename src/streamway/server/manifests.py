@@ -310,7 +310,7 @@ def _container(spec: ServerSpec, derived: Derived) -> Manifest:
             derived.image,
             served_model_name=derived.served_model_name,
             gpu_count=derived.gpu_count,
-            engine_arguments=spec.engine_arguments,
+            engine_arguments=derived.engine_arguments,
         ),
         "env": [{"name": name, "value": value} for name, value in _environment(spec, derived).items()],
         "ports": [{"name": "api", "containerPort": PORT, "protocol": "TCP"}],

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from streamway.errors import SettingsError
 from streamway.server.accelerators import GIB, Accelerator, derive_gpu_count, find_accelerator, fits, machines_with
 from streamway.server.budgets import Budgets, derive_budgets
+from streamway.server.context import Context, choose_context
 from streamway.server.engine import Image, check_arguments, read_image
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -46,6 +48,7 @@ class ServerSpec:
         model_id: Hugging Face id of the model.
         commit_sha: The commit that is served.
         size_bytes: Bytes of the release.
+        model_config: The model's config.json; empty where it is not known.
         name: Name of the endpoint.
         namespace: Kubernetes namespace.
         image: The engine's image, pinned.
@@ -76,6 +79,7 @@ class ServerSpec:
     name: str
     namespace: str
     image: str
+    model_config: Mapping[str, Any] = field(default_factory=dict)
     service_account: str = ""
     accelerator: str = "nvidia-l4"
     gpu_count: int = 0
@@ -111,6 +115,8 @@ class Derived:
         accelerator: The accelerator's figures.
         image: The image and its version.
         gpu_count: GPUs for each pod.
+        context: What the engine is told about the length of its context.
+        engine_arguments: That, and the caller's own arguments.
         resources: All of them known.
         streamer_memory_bytes: Most that the streamer may buffer in host memory.
         streamer_concurrency: Threads of the streamer.
@@ -122,6 +128,8 @@ class Derived:
     accelerator: Accelerator
     image: Image
     gpu_count: int
+    context: Context
+    engine_arguments: tuple[str, ...]
     resources: Resources
     streamer_memory_bytes: int
     streamer_concurrency: int
@@ -154,12 +162,23 @@ def derive(spec: ServerSpec) -> Derived:
             f"{derive_gpu_count(accelerator, spec.size_bytes)} of {spec.accelerator}.",
             next_step="Leave gpu_count at 0 to derive it.",
         )
+    image = read_image(spec.image)
+    context = choose_context(
+        spec.model_config,
+        engine=image.engine,
+        accelerator=accelerator,
+        gpu_count=gpu_count,
+        size_bytes=spec.size_bytes,
+        engine_arguments=spec.engine_arguments,
+    )
     streamer_memory = _streamer_memory(spec.size_bytes, gpu_count)
     resources = _resources(spec.resources, gpu_count, streamer_memory)
     return Derived(
         accelerator=accelerator,
-        image=read_image(spec.image),
+        image=image,
         gpu_count=gpu_count,
+        context=context,
+        engine_arguments=(*context.arguments, *spec.engine_arguments),
         resources=resources,
         streamer_memory_bytes=streamer_memory,
         streamer_concurrency=min(16, max(4, int(resources.cpus) * 2)),
