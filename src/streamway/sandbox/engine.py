@@ -6,8 +6,6 @@ environment cannot be moved (its scripts name their interpreter by absolute path
 place, and only `complete.json`, written last, makes it count.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,11 +14,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamway.errors import SandboxError
+from streamway.sandbox.locks import hold_lock
 from streamway.sandbox.processes import die_with_parent, last_lines, read_json, write_json
 
 VLLM_VERSION = "0.32.0"
@@ -87,7 +86,12 @@ def ensure_engine(
     if _is_complete(path):
         return engine
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / f"{path.name}.lock", on_line):
+    with hold_lock(
+        folder / f"{path.name}.lock",
+        doing="making the engine's environment",
+        longest_seconds=_BUILD_DEADLINE_SECONDS,
+        on_line=lambda line: on_line(f"engine: {line}"),
+    ):
         if not _is_complete(path):
             _Build(path, requirements, on_line).run()
     return engine
@@ -269,31 +273,3 @@ def _plain_environment() -> Mapping[str, str]:
     """Return our own environment without what would lead the new interpreter to our packages."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     return {name: value for name, value in os.environ.items() if name not in hidden}
-
-
-@contextlib.contextmanager
-def _locked(path: Path, on_line: OnLine) -> Iterator[None]:
-    """Hold a lock that the kernel gives back when its holder dies.
-
-    Raises:
-        SandboxError: somebody else holds it for longer than any build takes.
-    """
-    deadline = time.monotonic() + _BUILD_DEADLINE_SECONDS
-    told = False
-    with path.open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    on_line("engine: another process is making the environment; waiting for it")
-                    told = True
-                if time.monotonic() > deadline:
-                    raise SandboxError(
-                        f"The engine's environment is locked ({path}) for more than "
-                        f"{_BUILD_DEADLINE_SECONDS:.0f} s by another process.",
-                        next_step=f"Find it with `fuser {path}` and end it.",
-                    ) from None
-                time.sleep(0.2)
-        yield

@@ -1,18 +1,15 @@
 """Starting, looking at and ending a sandbox, from any process."""
 
-import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamway.errors import SandboxError
 from streamway.sandbox.engine import Engine, OnLine, ensure_engine
+from streamway.sandbox.locks import hold_lock
 from streamway.sandbox.parts import SandboxConfig, sockets_path, write_plan
 from streamway.sandbox.processes import (
     ProcessIdentity,
@@ -103,7 +100,9 @@ def up(
     """
     folder = state_path.absolute()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    with _only_one_at_a_time(folder, on_line):
+    with hold_lock(
+        folder / "up.lock", doing="starting this sandbox", longest_seconds=_UP_DEADLINE_SECONDS, on_line=on_line
+    ):
         found = status(folder)
         if found.running:
             on_line(f"the sandbox in {folder} is already up, since {found.since}")
@@ -246,27 +245,3 @@ def _broken(found: SandboxStatus) -> SandboxError:
         f"The sandbox in {found.state_path} is up, but {names} ended, expected every part to serve.\n{details}",
         next_step="Stop it with `streamway sandbox down`, and start it again.",
     )
-
-
-@contextlib.contextmanager
-def _only_one_at_a_time(folder: Path, on_line: OnLine) -> Iterator[None]:
-    """Let one caller start the sandbox of a folder while others wait for it."""
-    with (folder / "up.lock").open("w") as lock:
-        deadline = time.monotonic() + _UP_DEADLINE_SECONDS
-        told = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    on_line("another process is starting this sandbox; waiting for it")
-                    told = True
-                if time.monotonic() > deadline:
-                    raise SandboxError(
-                        f"The sandbox in {folder} is being started by another process for more than "
-                        f"{_UP_DEADLINE_SECONDS:.0f} s.",
-                        next_step="Look at that process; end it and run again.",
-                    ) from None
-                time.sleep(0.1)
-        yield
