@@ -15,10 +15,12 @@ def convert_weights(
     run_uri: str,
     snapshot: dsl.Input[dsl.Model],
     weights: dsl.Output[dsl.Model],
+    token_secret: str = "",
     memory_mib: int = 256,
 ) -> NamedTuple("Outputs", [("tensors", int), ("converted", bool), ("moved_bytes", int)]):
     """Turn torch checkpoints into safetensors without running their pickle, and validate what already is safetensors.
 
+    Pickled weights that the pull left at the Hub are read from there, and held to the Hub's checksum as they pass.
     Every tensor of the result is proved equal to its source in name, dtype, shape and bytes, or recorded as an
     alias. A model that is already good safetensors passes through without moving a byte.
 
@@ -28,6 +30,8 @@ def convert_weights(
         release_root: Where releases live: gs://BUCKET/PREFIX, or a folder.
         run_uri: Where this run keeps its journal.
         snapshot: The model's files at one commit.
+        token_secret: Secret Manager resource name of a Hub token (projects/P/secrets/S/versions/V); empty for
+            public models.
         memory_mib: Most memory that bytes in flight may take, in MiB.
 
     Returns:
@@ -36,7 +40,7 @@ def convert_weights(
         converted: Whether the weights had to be converted.
         moved_bytes: Bytes written in this run.
     """
-    from streamway import report, storage
+    from streamway import hub, report, storage
     from streamway import weights as room
 
     with report.step("convert_weights", run_uri) as step:
@@ -44,6 +48,7 @@ def convert_weights(
         converted = room.convert_weights(
             snapshot_uri=snapshot.uri,
             weights_uri=layout.weights_uri,
+            open_left=hub.open_left_files(token=hub.read_token(token_secret)),
             memory_bytes=int(memory_mib) << 20,
             on_progress=step.progress,
         )

@@ -22,7 +22,8 @@ def pull_model(
     """Pull the files that serving needs, each checked against the Hub's own checksum.
 
     The revision is resolved to a commit once, and everything after this step is that commit. Access, licence, remote
-    code and scan status are judged before any weight moves. A commit that is already published moves nothing.
+    code and scan status are judged before any weight moves. A commit that is already published moves nothing. Pickled
+    weights stay at the Hub until the conversion reads them there, so that they move once.
 
     Args:
         model_id: Hugging Face model id, as `org/name`, in the Hub's own case.
@@ -52,6 +53,7 @@ def pull_model(
             token=hub.read_token(token_secret),
             allowed_licences=allowed_licences,
             allow_remote_code=allow_remote_code,
+            leave_pickled=True,
             memory_bytes=int(memory_mib) << 20,
             on_progress=step.progress,
         )

@@ -126,6 +126,7 @@ def serve_model(
             release_root=release_root,
             run_uri=run_uri,
             snapshot=pulled.outputs["snapshot"],
+            token_secret=token_secret,
         )
         mover(converted, "2 Convert")
 

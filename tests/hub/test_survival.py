@@ -33,12 +33,21 @@ RUN = f"""
 import sys
 from streamway import hub, storage, weights
 
-root, staging = sys.argv[1:]
+root, staging, leave = sys.argv[1:]
 limits = {{"memory_bytes": {WORKERS * PART}}}
 print("ready", flush=True)
-pulled = hub.pull_model(model_id="org/killed", release_root=root, staging_uri=staging, workers={WORKERS}, **limits)
+pulled = hub.pull_model(
+    model_id="org/killed",
+    release_root=root,
+    staging_uri=staging,
+    leave_pickled=leave == "leave",
+    workers={WORKERS},
+    **limits,
+)
 layout = storage.ModelLayout(root, pulled.model_id, pulled.commit_sha)
-converted = weights.convert_weights(snapshot_uri=pulled.uri, weights_uri=layout.weights_uri, **limits)
+converted = weights.convert_weights(
+    snapshot_uri=pulled.uri, weights_uri=layout.weights_uri, open_left=hub.open_left_files(), **limits
+)
 storage.upload_model(weights_uri=converted.uri, release_root=root, workers={WORKERS}, **limits)
 """
 
@@ -76,21 +85,34 @@ def tensors() -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("places", "form"),
-    [("bucket", as_safetensors), ("folder", as_pickle), ("folder to bucket", as_pickle)],
-    ids=["safetensors-bucket", "pickle-folder", "pickle-folder-to-bucket"],
+    ("places", "form", "left"),
+    [
+        ("bucket", as_safetensors, "bring"),
+        ("folder", as_pickle, "bring"),
+        ("folder to bucket", as_pickle, "bring"),
+        ("folder", as_pickle, "leave"),
+        ("bucket", as_pickle, "leave"),
+    ],
+    ids=[
+        "safetensors-bucket",
+        "pickle-folder",
+        "pickle-folder-to-bucket",
+        "pickle-at-the-hub-to-folder",
+        "pickle-at-the-hub-to-bucket",
+    ],
 )
 def test_runs_killed_at_random_moments_end_in_one_whole_release(
-    hub: Any, cloud: Any, bucket_uri: str, tmp_path: Path, tensors: dict[str, bytes], places: str, form: Any
+    hub: Any, cloud: Any, bucket_uri: str, tmp_path: Path, tensors: dict[str, bytes], places: str, form: Any, left: str
 ) -> None:
     root_uri = str(tmp_path / "root") if places == "folder" else bucket_uri
     staging_uri = str(tmp_path / "staging") if places == "folder to bucket" else ""
+    arguments = root_uri, staging_uri, left
     files = form(tensors)
     sha = hub.push("org/killed", {"config.json": b"{}", **files}, keep_other_files=False)
     release_uri = storage.ModelLayout(root_uri, "org/killed", sha).release_uri
 
     # One whole run tells how many requests there are and what a release without any kill is.
-    finish(start(root_uri, staging_uri))
+    finish(start(*arguments))
     undisturbed = contents(release_uri)
     most = requests_so_far(hub, cloud)
     forget(root_uri, staging_uri)
@@ -100,9 +122,9 @@ def test_runs_killed_at_random_moments_end_in_one_whole_release(
     cloud.begin_anew()
     chance = random.Random(places)
     # Each run gets on by a part of the whole, so that kills strike everywhere between the first byte and the last.
-    killed = sum(kill(root_uri, staging_uri, hub, cloud, chance.randint(1, most // 2)) for _ in range(KILLS))
+    killed = sum(kill(arguments, hub, cloud, chance.randint(1, most // 2)) for _ in range(KILLS))
     assert killed >= KILLS // 4, "too many runs ended before they could be killed"
-    finish(start(root_uri, staging_uri))
+    finish(start(*arguments))
 
     assert contents(release_uri) == undisturbed
     storage.verify_release(release_uri, deep=True)
@@ -114,8 +136,8 @@ def test_runs_killed_at_random_moments_end_in_one_whole_release(
     assert cloud.bytes_in() <= (0 if places == "folder" else size) + lost
 
 
-def start(root_uri: str, staging_uri: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", RUN, root_uri, staging_uri]
+def start(root_uri: str, staging_uri: str = "", left: str = "bring") -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", RUN, root_uri, staging_uri, left]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stderr
     assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -127,9 +149,9 @@ def finish(process: "subprocess.Popen[str]") -> None:
     assert process.returncode == 0, errors
 
 
-def kill(root_uri: str, staging_uri: str, hub: Any, cloud: Any, after_requests: int) -> bool:
+def kill(arguments: tuple[str, str, str], hub: Any, cloud: Any, after_requests: int) -> bool:
     """Kill a run after so many requests; tell whether it was still running."""
-    process = start(root_uri, staging_uri)
+    process = start(*arguments)
     before, deadline = requests_so_far(hub, cloud), time.monotonic() + LIMIT_SECONDS
     while process.poll() is None and requests_so_far(hub, cloud) - before < after_requests:
         assert time.monotonic() < deadline
@@ -175,11 +197,11 @@ def test_an_interrupted_run_ends_at_once_and_the_next_goes_on(
     hub.push("org/killed", {"config.json": b"{}", **as_safetensors(tensors)}, keep_other_files=False)
     hub.begin_anew()
     cloud.arm("stall", method="PUT", times=100)  # for longer than any patience
-    process = start(bucket_uri, "")
+    process = start(bucket_uri)
     while cloud.count("PUT") + len(cloud.armed()) == 0 or not hub.count("GET", "/cdn/"):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode != 0 and "KeyboardInterrupt" in errors
     cloud.begin_anew()
-    finish(start(bucket_uri, ""))
+    finish(start(bucket_uri))

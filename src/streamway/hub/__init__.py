@@ -2,6 +2,7 @@
 
 from streamway.hub.plan import PlannedFile, PullPlan, plan_pull
 from streamway.hub.pull import PulledModel, pull_model
+from streamway.hub.reader import open_left_files
 from streamway.hub.secrets import read_token
 
-__all__ = ["PlannedFile", "PullPlan", "PulledModel", "plan_pull", "pull_model", "read_token"]
+__all__ = ["PlannedFile", "PullPlan", "PulledModel", "open_left_files", "plan_pull", "pull_model", "read_token"]

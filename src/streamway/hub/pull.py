@@ -68,12 +68,16 @@ def pull_model(
     token: str | None = None,
     allowed_licences: Sequence[str] = (),
     allow_remote_code: bool = False,
+    leave_pickled: bool = False,
     memory_bytes: int = MEMORY_BYTES,
     workers: int = WORKERS,
     on_progress: Progress | None = None,
     patience: Patience | None = None,
 ) -> PulledModel:
     """Bring one commit of a model to staging, unless its release is there already.
+
+    Pickled weights are of no use until they are converted. Left at the Hub, they are converted while they are read
+    from there, and move once instead of twice; everything that can be found out before is found out here all the same.
 
     Args:
         model_id: Hub id, `org/name`.
@@ -83,6 +87,8 @@ def pull_model(
         token: The Hub's token; None for HF_TOKEN.
         allowed_licences: Ids as model cards write them; empty allows all.
         allow_remote_code: Whether a model may ask for code of its own; the code is never taken along.
+        leave_pickled: Whether pickled weights stay where they are and are only recorded, for a conversion that reads
+            them from the Hub (`open_left_files`).
         memory_bytes: Most memory for bytes in flight.
         workers: Most parts on their way at once.
         on_progress: Called with (bytes done, bytes in all).
@@ -107,9 +113,16 @@ def pull_model(
     selection = pull.select(allowed_licences=allowed_licences, allow_remote_code=allow_remote_code)
     log.info("Taking %d files, %.2f GB.", len(selection.files), selection.size_bytes / 1e9)
     staging_uri = staging_uri or layout.snapshot_uri
+    left = pull.leave(selection) if leave_pickled else {}
     files, moved_bytes = pull.bring(
-        selection, layout, staging_uri, memory_bytes=memory_bytes, workers=workers, on_progress=on_progress
+        [file for file in selection.files if file.path not in left],
+        layout,
+        staging_uri,
+        memory_bytes=memory_bytes,
+        workers=workers,
+        on_progress=on_progress,
     )
+    files = tuple(sorted((*files, *left.values()), key=lambda file: file.path))
     log.info(
         "Snapshot %s: %.2f GB, of which %.2f GB moved now.", staging_uri, selection.size_bytes / 1e9, moved_bytes / 1e9
     )
@@ -189,9 +202,22 @@ class Pull:
             self.moved_bytes += len(data)
         return data
 
+    def leave(self, selection: Selection) -> dict[str, RecordedFile]:
+        """Record pickled weights where they are, at the Hub; those whose hash it does not promise must be brought."""
+        weights = [file for file in selection.weights if selection.pickled and file.sha256 and not _is_index(file)]
+        if weights:
+            size = sum(file.size_bytes for file in weights)
+            log.info("%.2f GB of pickled weights stay at the Hub, to be converted on their way.", size / 1e9)
+        return {
+            file.path: RecordedFile(
+                path=file.path, uri=self.open(file).uri, size_bytes=file.size_bytes, sha256=file.sha256
+            )
+            for file in weights
+        }
+
     def bring(
         self,
-        selection: Selection,
+        files: Sequence[HubFile],
         layout: ModelLayout,
         staging_uri: str,
         *,
@@ -201,11 +227,11 @@ class Pull:
     ) -> tuple[tuple[RecordedFile, ...], int]:
         """Move what is not there yet; return all files as they now stand, and how many bytes moved."""
         published = find_published_files(layout)
-        reused = {file.path: published[file.sha256] for file in selection.files if file.sha256 in published}
+        reused = {file.path: published[file.sha256] for file in files if file.sha256 in published}
         if reused:
             size = sum(file.size_bytes for file in reused.values())
             log.info("%d files, %.2f GB, are in other releases of this model already.", len(reused), size / 1e9)
-        rest = [file for file in selection.files if file.path not in reused]
+        rest = [file for file in files if file.path not in reused]
         plans = map_at_once(lambda file: self._plan(file, join(staging_uri, file.path)), rest, at_once=_SMALL_AT_ONCE)
         written = write_files(
             plans, memory_bytes=memory_bytes, workers=workers, on_progress=on_progress, patience=self._patience
@@ -220,13 +246,13 @@ class Pull:
             )
             for file, result in zip(rest, written, strict=True)
         }
-        files = brought | {
+        recorded = brought | {
             path: RecordedFile(
                 path=path, uri=file.uri, size_bytes=file.size_bytes, sha256=file.sha256, crc32c=file.crc32c
             )
             for path, file in reused.items()
         }
-        return tuple(files[path] for path in sorted(files)), sum(result.moved_bytes for result in written)
+        return tuple(recorded[path] for path in sorted(recorded)), sum(result.moved_bytes for result in written)
 
     def _plan(self, file: HubFile, uri: str) -> FilePlan:
         if file.sha256:
@@ -234,6 +260,10 @@ class Pull:
             return FilePlan(uri=uri, segments=(extent,), sha256=file.sha256)
         data = self.read_small(file)
         return FilePlan(uri=uri, segments=(data,), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _is_index(file: HubFile) -> bool:
+    return file.path.endswith(".json")
 
 
 def _check_small(file: HubFile, data: bytes) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import urllib3
 
 from streamway.errors import AccessDeniedError, HubError, SourceChangedError, TransferError
-from streamway.hub.repository import HubFile, Repository
-from streamway.storage.http import HttpClient, Persistence, RetryableError, raise_if_retried, read_range
+from streamway.hub.repository import Commit, HubFile, hub_endpoint, hub_token
+from streamway.storage.http import HttpClient, Patience, Persistence, RetryableError, raise_if_retried, read_range
+from streamway.storage.records import LeftFile, OpenLeft
 from streamway.storage.scatter import Scatter
 
 log = logging.getLogger("streamway.hub")
@@ -27,19 +28,19 @@ class HubReader:
 
     Args:
         client: Connections, shared by all files of a pull.
-        repository: Which model, at which commit.
+        commit: Which model, at which commit.
         file: Which file.
         token: The Hub's token, or None.
     """
 
-    def __init__(self, client: HttpClient, repository: Repository, file: HubFile, token: str | None) -> None:
+    def __init__(self, client: HttpClient, commit: Commit, file: HubFile, token: str | None) -> None:
         self._client = client
         self._file = file
         self._token = token
-        self._origin = _origin(repository.endpoint)
-        self._commit_sha = repository.commit_sha
-        path = urllib.parse.quote(f"{repository.model_id}/resolve/{repository.commit_sha}/{file.path}")
-        self.uri = f"{repository.endpoint}/{path}"
+        self._origin = _origin(commit.endpoint)
+        self._commit_sha = commit.commit_sha
+        path = urllib.parse.quote(f"{commit.model_id}/resolve/{commit.commit_sha}/{file.path}")
+        self.uri = f"{commit.endpoint}/{path}"
         self.size_bytes = file.size_bytes
         self._address = ""
         self._etag = ""
@@ -179,6 +180,30 @@ class HubReader:
 
     def _authorization(self, address: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token and _origin(address) == self._origin else {}
+
+
+def open_left_files(*, token: str | None = None, patience: Patience | None = None) -> OpenLeft:
+    """Return what opens the files that a pull left at the Hub.
+
+    Args:
+        token: The Hub's token; None for HF_TOKEN. It goes to the Hub that HF_ENDPOINT names, and to no other that a
+            record might name.
+        patience: How long to wait for the Hub.
+    """
+    client, token = HttpClient(patience), hub_token(token)
+
+    def open_left(file: LeftFile) -> HubReader:
+        commit = Commit(endpoint=hub_endpoint(), model_id=file.model_id, commit_sha=file.commit_sha)
+        promised = HubFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256, blob_id="")
+        reader = HubReader(client, commit, promised, token)
+        if reader.uri != file.uri:
+            raise HubError(
+                f"{file.uri} is not at {commit.endpoint}, which is the Hub here.",
+                next_step="Set HF_ENDPOINT as it was for the pull, or pull again.",
+            )
+        return reader
+
+    return open_left
 
 
 def _origin(address: str) -> tuple[str, str]:

@@ -55,14 +55,29 @@ class HubFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repository:
-    """A model at one commit.
+class Commit:
+    """One commit of a model at one Hub.
 
     Args:
         endpoint: Address of the Hub.
         model_id: As the Hub writes it.
+        commit_sha: 40 hex digits.
+    """
+
+    endpoint: str
+    model_id: str
+    commit_sha: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository(Commit):
+    """A model at one commit, and what the Hub says about it.
+
+    Args:
+        endpoint: Address of the Hub.
+        model_id: As the Hub writes it.
+        commit_sha: What the revision means now.
         revision: What was asked for.
-        commit_sha: What that means now.
         licence: From the model card; the name that goes with "other"; or "unknown".
         gated: Whether access must be asked for.
         private: Whether others see it.
@@ -71,10 +86,7 @@ class Repository:
         files: In order of path.
     """
 
-    endpoint: str
-    model_id: str
     revision: str
-    commit_sha: str
     licence: str
     gated: bool
     private: bool

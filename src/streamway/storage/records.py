@@ -6,10 +6,12 @@ change is never copied from one step's folder to the next one's. `_snapshot.json
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from streamway.errors import StorageError
+from streamway.storage.segments import ByteReader
 
 SNAPSHOT_RECORD = "_snapshot.json"
 WEIGHTS_RECORD = "_weights.json"
@@ -22,7 +24,7 @@ class RecordedFile:
 
     Args:
         path: Its path inside the model, with forward slashes; never absolute, never with `..`.
-        uri: Where its bytes are now.
+        uri: Where its bytes are now: gs://, a path, or https:// where a pull left them at the Hub.
         size_bytes: Its length.
         sha256: Lower-case hex of its bytes.
         crc32c: Castagnoli checksum as an unsigned integer, None where nobody has computed it yet.
@@ -33,6 +35,31 @@ class RecordedFile:
     size_bytes: int
     sha256: str
     crc32c: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftFile:
+    """A file that a pull left where it was, to be read from there.
+
+    Args:
+        model_id: As in Snapshot.
+        commit_sha: As in Snapshot.
+        path: As in RecordedFile.
+        uri: Its address at the Hub.
+        size_bytes: Its length.
+        sha256: What the Hub promises of its bytes.
+    """
+
+    model_id: str
+    commit_sha: str
+    path: str
+    uri: str
+    size_bytes: int
+    sha256: str
+
+
+OpenLeft = Callable[[LeftFile], ByteReader]
+"""Opens such a file; whoever talks to the Hub knows how."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,24 @@ def segment_length(segment: Segment) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourcePromise:
+    """What the whole of a source must hash to, although a file takes only parts of it.
+
+    Args:
+        reader: The source, for what does not pass.
+        sha256: Lower-case hex.
+        begin_bytes: Where in the file the bytes begin that are hashed as they pass. Those between here and the end
+            must come from the source in ascending order, because a hash follows in order.
+        end_bytes: Where they end.
+    """
+
+    reader: ByteReader
+    sha256: str
+    begin_bytes: int
+    end_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilePlan:
     """One file to be written.
 
@@ -70,11 +88,13 @@ class FilePlan:
         uri: Where it goes: a local path or gs://.
         segments: Its bytes, in order.
         sha256: What the whole file must hash to, as lower-case hex; None where nobody promised anything.
+        source: What its one source must hash to, where that passes here for the only time.
     """
 
     uri: str
     segments: Sequence[Segment]
     sha256: str | None = None
+    source: SourcePromise | None = None
 
     @property
     def size_bytes(self) -> int:

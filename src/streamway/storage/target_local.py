@@ -19,8 +19,9 @@ from streamway.errors import StorageError
 from streamway.storage.addresses import local_path
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.files import IN_FLIGHT
+from streamway.storage.passing import PassingHash
 from streamway.storage.segments import FilePlan, WrittenFile
-from streamway.storage.targets import Position, fingerprint
+from streamway.storage.targets import Position, fingerprint, start_position
 
 _ATTRIBUTE = "user.streamway"
 _FOLDER_ATTEMPTS = 100
@@ -75,7 +76,7 @@ class LocalTarget:
         self._journal_descriptor = self._open(self._journal, os.O_WRONLY | os.O_APPEND | truncate)
         if fresh:
             os.write(self._journal_descriptor, self._heading().encode())
-        return Position(part_bytes=self._part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
+        return start_position(self._plan, self._part_bytes, sha256=self._sha256)
 
     def _open_alone(self) -> int:
         """Open the partial file for nobody but us: the one that an earlier run left, or one of our own beside it."""
@@ -143,7 +144,7 @@ class LocalTarget:
                 written += os.pwrite(self._descriptor, piece, number * self._part_bytes + written)
             os.write(self._journal_descriptor, b"%d %d\n" % (number, checksum))
 
-    def settle(self, number: int, checksums: Checksums) -> None:
+    def settle(self, number: int, checksums: Checksums, source: PassingHash | None) -> None:
         pass  # the journal has it already
 
     def save(self) -> None:

@@ -18,8 +18,9 @@ from streamway.storage.addresses import ObjectAddress, parse_gs
 from streamway.storage.cloud import CloudStorage, UploadedPart, UploadGoneError
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.files import IN_FLIGHT
+from streamway.storage.passing import PassingHash
 from streamway.storage.segments import FilePlan, WrittenFile
-from streamway.storage.targets import Position, fingerprint
+from streamway.storage.targets import Position, fingerprint, start_position
 
 log = logging.getLogger("streamway.storage")
 
@@ -85,12 +86,12 @@ class SmallObjectTarget(_ObjectTarget):
     _content: memoryview | bytes = b""
 
     def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
-        return Position(part_bytes=part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
+        return start_position(self._plan, part_bytes, sha256=self._sha256)
 
     def write_part(self, number: int, view: memoryview, checksum: int) -> None:
         self._content = view
 
-    def settle(self, number: int, checksums: Checksums) -> None:
+    def settle(self, number: int, checksums: Checksums, source: PassingHash | None) -> None:
         pass  # there is only one part
 
     def save(self) -> None:
@@ -132,7 +133,7 @@ class UploadTarget(_ObjectTarget):
             self._cloud.abort_upload(self._address, upload_id)
         self._part_bytes = part_bytes
         self._upload_id = self._cloud.start_upload(self._address, self._metadata(self._plan.sha256))
-        return Position(part_bytes=part_bytes, number=0, checksums=Checksums(sha256=self._sha256))
+        return start_position(self._plan, part_bytes, sha256=self._sha256)
 
     def _read_saves(self) -> list[dict[str, Any]]:
         """Return what was saved, furthest first; what cannot be read was cut off or is of another version."""
@@ -152,11 +153,12 @@ class UploadTarget(_ObjectTarget):
         if parts is None or any(parts.get(n + 1, _NO_PART).size_bytes != part_bytes for n in range(number)):
             return None
         checksums = Checksums.resume(noted["sha256_state"], int(noted["crc32c"]), sha256=self._sha256)
-        if checksums is None:
+        source = PassingHash.take_up(self._plan.source, noted["source"]) if self._plan.source else None
+        if checksums is None or (self._plan.source and source is None):
             return None
         self._upload_id, self._part_bytes = noted["upload_id"], part_bytes
         self._parts = {n: parts[n + 1] for n in range(number)}
-        return Position(part_bytes=part_bytes, number=number, checksums=checksums)
+        return Position(part_bytes=part_bytes, number=number, checksums=checksums, source=source)
 
     def write_part(self, number: int, view: memoryview, checksum: int) -> None:
         if self._by_another:
@@ -181,10 +183,12 @@ class UploadTarget(_ObjectTarget):
         self._by_another = found
         return found
 
-    def settle(self, number: int, checksums: Checksums) -> None:
+    def settle(self, number: int, checksums: Checksums, source: PassingHash | None) -> None:
         state = checksums.state()
         last = number * self._part_bytes >= self._plan.size_bytes
-        if not self._saving or self._by_another or last or (state is None and self._sha256):
+        passed = source.put_down() if source else None
+        lost = (state is None and self._sha256) or (passed is None and source is not None)
+        if not self._saving or self._by_another or last or lost:
             return
         self._unsaved = {
             "plan": self._identity,
@@ -193,6 +197,7 @@ class UploadTarget(_ObjectTarget):
             "number": number,
             "crc32c": checksums.crc32c,
             "sha256_state": state.hex() if state else "",
+            "source": passed,
         }
 
     def save(self) -> None:
@@ -256,5 +261,5 @@ class UploadTarget(_ObjectTarget):
                 self._cloud.delete(stored.address)
 
 
-_SAVED = {"plan", "part_bytes", "upload_id", "number", "crc32c", "sha256_state"}
+_SAVED = {"plan", "part_bytes", "upload_id", "number", "crc32c", "sha256_state", "source"}
 _NO_PART = UploadedPart(number=0, etag="", size_bytes=-1)

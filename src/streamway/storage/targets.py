@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from streamway.storage.digests import Checksums
+from streamway.storage.passing import PassingHash
 from streamway.storage.segments import Computed, FilePlan, WrittenFile
 
 
@@ -20,11 +21,13 @@ class Position:
         part_bytes: How the file is cut.
         number: Index of the first part that must be asked for.
         checksums: Of everything before it.
+        source: Of what has passed of the plan's source, where that was promised.
     """
 
     part_bytes: int
     number: int
     checksums: Checksums
+    source: PassingHash | None
 
 
 class Target(Protocol):
@@ -42,8 +45,8 @@ class Target(Protocol):
     def write_part(self, number: int, view: memoryview, checksum: int) -> None:
         """Take one part, in any order, from any thread."""
 
-    def settle(self, number: int, checksums: Checksums) -> None:
-        """Note that all parts before `number` are written, with their checksums so far; the next part waits for it."""
+    def settle(self, number: int, checksums: Checksums, source: PassingHash | None) -> None:
+        """Note that all parts before `number` are written, with the hashes so far; the next part waits for it."""
 
     def save(self) -> None:
         """Put down what was noted where a kill leaves it; by one thread at a time, beside the others' work."""
@@ -56,6 +59,12 @@ class Target(Protocol):
 
     def leave(self) -> None:
         """Let go of a file that is not finished, so that a later call can take it up."""
+
+
+def start_position(plan: FilePlan, part_bytes: int, *, sha256: bool) -> Position:
+    """Return where a file begins of which nothing is there."""
+    source = PassingHash(plan.source) if plan.source else None
+    return Position(part_bytes=part_bytes, number=0, checksums=Checksums(sha256=sha256), source=source)
 
 
 def fingerprint(plan: FilePlan) -> str:

@@ -18,7 +18,8 @@ from streamway.storage.addresses import is_gs
 from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, CloudStorage, cloud_storage
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.http import Patience
-from streamway.storage.rows import SegmentedSource
+from streamway.storage.passing import PassingHash
+from streamway.storage.rows import Gaps, SegmentedSource
 from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
 from streamway.storage.target_local import LocalTarget
 from streamway.storage.target_objects import SmallObjectTarget, UploadTarget
@@ -130,6 +131,21 @@ class _Part:
         return memoryview(self.buffer)[: self.job.part_length(self.number)]
 
 
+@dataclass
+class _Written:
+    """A part that is where it goes, until its turn comes to be hashed.
+
+    Args:
+        part: With its bytes.
+        checksum: Their crc32c.
+        gaps: What came along with them of their source, where that is hashed too.
+    """
+
+    part: _Part
+    checksum: int
+    gaps: Gaps
+
+
 class _Job:
     """One file under way."""
 
@@ -146,8 +162,9 @@ class _Job:
         self.saving = False
         self._source = SegmentedSource(plan)
         self._checksums = Checksums(sha256=False)
+        self._passing: PassingHash | None = None
         self._settled = 0
-        self._early: dict[int, tuple[_Part, int]] = {}
+        self._early: dict[int, _Written] = {}
         self._settling = False
         self._lock = threading.Lock()
 
@@ -166,34 +183,47 @@ class _Job:
             return self.plan.size_bytes
         position = self.target.begin(self.part_bytes, most_part_bytes)
         self.part_bytes, self.taken = position.part_bytes, position.number
-        self._settled, self._checksums = position.number, position.checksums
+        self._settled, self._checksums, self._passing = position.number, position.checksums, position.source
         return min(self.plan.size_bytes, position.number * position.part_bytes)
 
     def move(self, part: _Part, on_settled: Callable[[_Part], None]) -> None:
         """Bring one part to its target and settle what can be settled, telling of each part that is."""
+        gaps: Gaps = {}
         checksum = self.target.read_back(part.number, part.view)
         if checksum is None:
-            self._source.fill(part.number * self.part_bytes, part.view)
+            gaps = self._source.fill(part.number * self.part_bytes, part.view)
             checksum = crc32c(part.view)
             self.target.write_part(part.number, part.view, checksum)
             with self._lock:
                 self.moved_bytes += len(part.view)
         with self._lock:
-            self._early[part.number] = (part, checksum)
+            self._early[part.number] = _Written(part, checksum, gaps if self._passing else {})
             if self._settling:
                 return
             self._settling = True
         while ready := self._next_in_order():
-            self._settle(*ready)
-            on_settled(ready[0])
+            self._settle(ready)
+            on_settled(ready.part)
 
-    def _settle(self, part: _Part, checksum: int) -> None:
-        self._checksums.add(part.view, checksum)
-        self.target.settle(part.number + 1, self._checksums)
+    def _settle(self, written: "_Written") -> None:
+        part = written.part
+        self._checksums.add(part.view, written.checksum)
+        if self._passing:
+            self._pass_by(self._passing, written)
+        self.target.settle(part.number + 1, self._checksums, self._passing)
         if part.number + 1 == self.part_count:
             self._finish()
 
-    def _next_in_order(self) -> tuple[_Part, int] | None:
+    def _pass_by(self, passing: PassingHash, written: "_Written") -> None:
+        """Show the source's hash what a part has of it."""
+        part = written.part
+        offset = part.number * self.part_bytes
+        begin, end = passing.within(offset, offset + len(part.view))
+        for piece in self._source.pieces(begin, end - begin):
+            at = begin - offset + piece.at
+            passing.add(piece.start, part.view[at : at + piece.length], written.gaps)
+
+    def _next_in_order(self) -> "_Written | None":
         """Take the next part to be settled; where it has not come yet, whoever brings it goes on."""
         with self._lock:
             ready = self._early.pop(self._settled, None)
@@ -202,6 +232,12 @@ class _Job:
             return ready
 
     def _finish(self) -> None:
+        if self._passing:
+            try:
+                self._passing.finish()
+            except ChecksumError:
+                self.target.discard()
+                raise
         found = self._checksums.sha256()
         if self.plan.sha256 and found != self.plan.sha256:
             self.target.discard()

@@ -1,7 +1,8 @@
 """Step 2 of serving a model: one verified set of safetensors, whatever the repository held.
 
 Pickled checkpoints become safetensors in one streamed pass, from where they are to where they go: nothing is executed,
-nothing is kept in memory but a few parts, and no local disk is needed between two prefixes of a bucket. What already is
+nothing is kept in memory but a few parts, and no local disk is needed on the way to a bucket. Where they are may still
+be the Hub: then they move once, and are held to the Hub's hash while they pass. What already is
 safetensors passes by reference; only a shard whose tensors lie unaligned is written again. Either way every tensor of
 the result is held against its source before `_weights.json` says that the set is complete.
 """
@@ -10,7 +11,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streamway.errors import StorageError, WeightsError
@@ -29,7 +30,7 @@ from streamway.storage import (
 )
 from streamway.storage.addresses import local_path
 from streamway.storage.digests import crc32c
-from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
+from streamway.storage.records import WEIGHTS_RECORD, OpenLeft, PreparedWeights, RecordedFile
 from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
 from streamway.weights.folders import ModelFolder, sort_folder
 from streamway.weights.plans import ConversionPlan, plan_conversion
@@ -51,7 +52,7 @@ _PROOFS_AT_ONCE = 8
 """Between disks two workers with small parts are as fast as many with large ones, which only fill memory; towards a
 bucket, parts under way hide each other's latency (benchmarks/results/convert.md)."""
 
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 """Raised when the same source would become other files, so that earlier results are not taken for this version's."""
 
 _HASHED_BYTES = 4 * 1024 * 1024
@@ -92,6 +93,7 @@ def convert_weights(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     copy_unchanged: bool = False,
     sha256: bool | None = None,
+    open_left: OpenLeft | None = None,
     memory_bytes: int = MEMORY_BYTES,
     on_progress: Progress | None = None,
 ) -> ConvertedWeights:
@@ -106,6 +108,7 @@ def convert_weights(
         sha256: Whether new files get one. It takes longer than copying between local disks, so by default a complete
             local copy (`copy_unchanged`) is proved by crc32c alone, and recorded as `_conversion.json`; whatever goes
             towards a release gets both.
+        open_left: Opens what the pull left at the Hub.
         memory_bytes: Most memory for bytes in flight.
         on_progress: Called with (bytes done, bytes in all).
 
@@ -115,11 +118,13 @@ def convert_weights(
         SafetensorsError: a safetensors set is malformed.
         NoWeightsError: there is nothing that can be served.
         WeightsError: the result is not equal to its source.
+        ChecksumError: what was left at the Hub is not what the Hub promises.
+        TransferError: bytes could not be moved.
     """
     if (release := find_release(snapshot_uri)) and not copy_unchanged:
         log.info("%s is published already; its weights need nothing.", release.uri)
         return _from_release(release)
-    source = read_source(snapshot_uri)
+    source = read_source(snapshot_uri, open_left=open_left)
     if copy_unchanged:
         _refuse_own_folder(snapshot_uri, weights_uri)
     hashed = is_gs(weights_uri) or not copy_unchanged if sha256 is None else sha256
@@ -194,12 +199,17 @@ class _Work:
     def run(self) -> ConvertedWeights:
         folder = sort_folder(self.source)
         plan = plan_conversion(self.source, folder, shard_bytes=self.shard_bytes)
+        brought = 0
+        if plan.promises is None:
+            brought = self._bring_left()
+            folder = sort_folder(self.source)
+            plan = plan_conversion(self.source, folder, shard_bytes=self.shard_bytes)
         self._refuse_strays(plan)
         written, proved = self._write(plan)
         placed = [self._place_kept(plan, folder)]
         if plan.index is not None:
             placed.append(self._write_index(plan.index))
-        moved = sum(file.moved_bytes for file in written) + sum(group.moved_bytes for group in placed)
+        moved = brought + sum(file.moved_bytes for file in written) + sum(group.moved_bytes for group in placed)
         recorded = [*map(_recorded, (shard.name for shard in plan.shards), written)]
         recorded += [file for group in placed for file in group.recorded]
         report = self._report(folder, plan, proved, moved)
@@ -214,6 +224,23 @@ class _Work:
         )
         write_file(self.record_uri, record.to_json().encode())
         return _from_record(self.uri, record, moved_bytes=moved)
+
+    def _bring_left(self) -> int:
+        """Bring what cannot be converted on its way to where a pull would have put it; return the bytes that moved."""
+        left = [file for file in self.source.files if file.is_left]
+        log.info("%d files are not laid out to be converted on their way; they are brought first.", len(left))
+        plans = []
+        for file in left:
+            whole = Extent(reader=self.source.open(file), offset_bytes=0, length_bytes=file.size_bytes)
+            plans.append(FilePlan(uri=join(self.source.uri, file.path), segments=[whole], sha256=file.sha256))
+        written = write_files(
+            plans, memory_bytes=self.memory_bytes, workers=_REMOTE_WORKERS, on_progress=self.on_progress
+        )
+        here = {
+            file.path: replace(file, uri=new.uri, crc32c=new.crc32c) for file, new in zip(left, written, strict=True)
+        }
+        self.source = replace(self.source, files=tuple(here.get(file.path, file) for file in self.source.files))
+        return sum(file.moved_bytes for file in written)
 
     def _refuse_strays(self, plan: ConversionPlan) -> None:
         """Keep what an earlier model left in the target from being served with this one."""
@@ -232,10 +259,18 @@ class _Work:
         if not plan.shards:
             return (), []
         witness = Witness(tensor for shard in plan.shards for tensor in shard.tensors)
-        plans = [FilePlan(uri=join(self.uri, shard.name), segments=witness.segments(shard)) for shard in plan.shards]
+        promises = plan.promises or {}
+        plans = [
+            FilePlan(uri=join(self.uri, shard.name), segments=witness.segments(shard), source=promises.get(shard.name))
+            for shard in plan.shards
+        ]
         written = self._move(plans)
+
+        def prove(shard: Shard, file: WrittenFile) -> tuple[ProvedTensor, ...]:
+            return _prove(shard, file, witness, promised=shard.name in promises)
+
         with ThreadPoolExecutor(_PROOFS_AT_ONCE if is_gs(self.uri) else 1) as pool:
-            proved = list(pool.map(lambda shard, file: _prove(shard, file, witness), plan.shards, written))
+            proved = list(pool.map(prove, plan.shards, written))
         return written, [tensor for group in proved for tensor in group]
 
     def _move(self, plans: Sequence[FilePlan], *, tell: bool = True) -> tuple[WrittenFile, ...]:
@@ -293,10 +328,10 @@ class _Work:
         }
 
 
-def _prove(shard: Shard, file: WrittenFile, witness: Witness) -> tuple[ProvedTensor, ...]:
+def _prove(shard: Shard, file: WrittenFile, witness: Witness, *, promised: bool) -> tuple[ProvedTensor, ...]:
     """Prove a shard, or remove it, so that a rerun does not take it for a good one."""
     try:
-        return prove_shard(shard, file.uri, witness)
+        return prove_shard(shard, file.uri, witness, promised=promised)
     except WeightsError:
         delete_files([file.uri])
         raise

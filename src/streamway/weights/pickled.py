@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from streamway.errors import CheckpointError
-from streamway.storage import open_reader
 from streamway.weights.checkpoints import Checkpoint, read_checkpoint
 from streamway.weights.findings import WARNING, raise_first_error
 from streamway.weights.folders import WeightSet
@@ -48,7 +47,7 @@ def plan_pickled(source: ModelSource, weights: WeightSet, *, shard_bytes: int) -
         CheckpointError: a file is malformed, or the files do not belong together.
     """
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        checkpoints = list(pool.map(lambda file: read_checkpoint(open_reader(file.uri)), weights.files))
+        checkpoints = list(pool.map(lambda file: read_checkpoint(source.open(file)), weights.files))
     _refuse_repeated_names(weights.files, checkpoints)
     notes = [*_index_notes(weights, checkpoints), *_file_notes(weights.files, checkpoints)]
     config = source.read_json("config.json")
@@ -56,9 +55,9 @@ def plan_pickled(source: ModelSource, weights: WeightSet, *, shard_bytes: int) -
     for checkpoint, tied in zip(checkpoints, ties, strict=True):
         refuse_overlaps([tensor for tensor in checkpoint.tensors if tensor.name not in _set_aside(tied)])
     aliases = {dropped: kept for tied in ties for dropped, kept in tied.aliases.items()}
-    stored = [tensor for tied in ties for tensor in tied.stored]
+    stored = [tied.stored for tied in ties if tied.stored]
     return PickledPlan(
-        shards=plan_shards(stored, shard_bytes=shard_bytes, aliases=aliases),
+        shards=plan_shards(stored or [()], shard_bytes=shard_bytes, aliases=aliases),
         source_tensors=sum(len(checkpoint.tensors) for checkpoint in checkpoints),
         aliases=aliases,
         doubled=tuple(name for tied in ties for name in tied.doubled),

@@ -1,15 +1,18 @@
 """What a conversion will do, decided from headers and pickles alone, before a byte of a tensor is read."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from streamway.storage.segments import SourcePromise
 from streamway.weights.findings import WARNING, raise_first_error
 from streamway.weights.folders import ModelFolder
 from streamway.weights.pickled import plan_pickled
 from streamway.weights.sets import ReadSet, ReadShard, read_set
 from streamway.weights.shards import FORMAT_METADATA, SINGLE_NAME, Shard, build_index, build_shard, index_json
 from streamway.weights.sources import ModelSource, SourceFile
+from streamway.weights.straight import promise_of
 from streamway.weights.tensors import row_tensor
 
 log = logging.getLogger("streamway.weights")
@@ -28,6 +31,8 @@ class ConversionPlan:
         tensors: Number of tensors stored.
         tensor_bytes: Their bytes.
         converted: Whether the source is pickled.
+        promises: What sources must hash to that are left at the Hub, by the shard that each of them becomes; empty
+            where nothing is left there, None where something is that cannot be converted on its way.
     """
 
     shards: tuple[Shard, ...]
@@ -38,6 +43,7 @@ class ConversionPlan:
     tensors: int
     tensor_bytes: int
     converted: bool
+    promises: Mapping[str, SourcePromise] | None
 
 
 def plan_conversion(source: ModelSource, folder: ModelFolder, *, shard_bytes: int) -> ConversionPlan:
@@ -75,7 +81,22 @@ def _plan_pickled(source: ModelSource, folder: ModelFolder, shard_bytes: int) ->
         tensors=stored,
         tensor_bytes=total,
         converted=True,
+        promises=_promises(folder.weights.files, plan.shards),
     )
+
+
+def _promises(files: Sequence[SourceFile], shards: Sequence[Shard]) -> dict[str, SourcePromise] | None:
+    """Find out whether every file that is left at the Hub becomes one shard while it is read from there."""
+    promises: dict[str, SourcePromise] = {}
+    for file in files:
+        if not file.is_left:
+            continue
+        made = [shard for shard in shards if any(tensor.reader.uri == file.uri for tensor in shard.tensors)]
+        promise = promise_of(made[0], file) if len(made) == 1 else None
+        if promise is None:
+            return None
+        promises[made[0].name] = promise
+    return promises
 
 
 def _plan_safetensors(source: ModelSource, folder: ModelFolder) -> ConversionPlan:
@@ -105,6 +126,7 @@ def _plan_safetensors(source: ModelSource, folder: ModelFolder) -> ConversionPla
         tensors=len(found.entries),
         tensor_bytes=found.data_bytes,
         converted=False,
+        promises={},
     )
 
 

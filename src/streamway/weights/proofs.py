@@ -9,7 +9,7 @@ source's tensors, in the header's order, add up to; so nothing is read twice thr
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -28,6 +28,8 @@ _BUFFER_BYTES = 512 * 1024
 _READERS = 2
 
 Spans = Sequence[tuple[int, int]]
+ReadAgain = Callable[[int, int], int]
+"""Returns the crc32c of what is between two offsets of a source."""
 
 
 class WitnessReader:
@@ -94,11 +96,12 @@ class WitnessReader:
             yield start, stop
             start = stop
 
-    def checksum(self, start: int, end: int) -> int:
+    def checksum(self, start: int, end: int, read_again: ReadAgain | None = None) -> int:
         """Return the crc32c of a range once all is written, reading again only what did not pass here.
 
-        That is what an earlier, interrupted process had moved already.
+        That is what an earlier, interrupted process had moved already. It is read from this source, or by `read_again`.
         """
+        read_again = read_again or (lambda begin, stop: checksum_range(self._reader, begin, stop))
         if len(self._starts) != len(self._seen):
             self._starts = sorted(self._seen)
         total, position = 0, start
@@ -107,7 +110,7 @@ class WitnessReader:
             if stop > end:
                 following = bisect_right(self._starts, position)
                 stop = min([end, *self._starts[following : following + 1]])
-                checksum = checksum_range(self._reader, position, stop)
+                checksum = read_again(position, stop)
             total = combine_crc32c(total, checksum, stop - position)
             position = stop
         return total
@@ -152,10 +155,10 @@ class Witness:
 
         return Computed(make=make, length_bytes=piece.length_bytes)
 
-    def checksum(self, tensor: SourceTensor) -> int:
-        """Return the crc32c of a tensor's bytes as its source has them."""
+    def checksum(self, tensor: SourceTensor, read_again: ReadAgain | None = None) -> int:
+        """Return the crc32c of a tensor's bytes as its source has them; see `WitnessReader.checksum`."""
         if tensor.is_row:
-            return self._readers[tensor.reader.uri].checksum(*tensor.span)
+            return self._readers[tensor.reader.uri].checksum(*tensor.span, read_again)
         made, total = self._made.get(tensor.name, {}), 0
         for index, piece in enumerate(tensor.segments(PIECE_BYTES)):
             if isinstance(piece, Computed):
@@ -177,13 +180,15 @@ class ProvedTensor:
     crc32c: int
 
 
-def prove_shard(shard: Shard, uri: str, witness: Witness) -> tuple[ProvedTensor, ...]:
+def prove_shard(shard: Shard, uri: str, witness: Witness, *, promised: bool = False) -> tuple[ProvedTensor, ...]:
     """Hold a written file against the sources of its tensors.
 
     Args:
         shard: What it was to be.
         uri: Where it is.
         witness: What the sources said.
+        promised: Whether the whole source was held to a SHA-256 while it passed, in this process and those before it.
+            Then what an earlier process moved need not come from far a second time: it is read from the result.
 
     Raises:
         WeightsError: a tensor is missing, has another dtype or shape, or other bytes.
@@ -198,12 +203,21 @@ def prove_shard(shard: Shard, uri: str, witness: Witness) -> tuple[ProvedTensor,
     for name, tensor in expected.items():
         if (entries[name].dtype, entries[name].shape) != (tensor.dtype, tensor.shape):
             raise _difference(uri, name, "has another dtype or shape than its source")
-    sources = {name: witness.checksum(tensor) for name, tensor in expected.items()}
+    sources = {
+        name: witness.checksum(tensor, _reading_result(reader, header, entries[name], tensor) if promised else None)
+        for name, tensor in expected.items()
+    }
     if is_gs(uri):
         _prove_object(reader, header, sources)
     else:
         _prove_local(reader, header, sources)
     return tuple(_proved(shard, tensor, sources[tensor.name]) for tensor in shard.tensors)
+
+
+def _reading_result(reader: ByteReader, header: Header, entry: TensorEntry, tensor: SourceTensor) -> ReadAgain:
+    """Return what reads a source's range where it is in the result."""
+    shift = header.data_start + entry.begin - tensor.span[0]
+    return lambda begin, end: checksum_range(reader, begin + shift, end + shift)
 
 
 def _prove_object(reader: ByteReader, header: Header, sources: dict[str, int]) -> None:

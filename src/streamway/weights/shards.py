@@ -13,10 +13,10 @@ SINGLE_NAME = "model.safetensors"
 FORMAT_METADATA = {"format": "pt"}
 """transformers, accelerate and others refuse or warn about files without it."""
 
-DEFAULT_SHARD_BYTES = 5_000_000_000
+DEFAULT_SHARD_BYTES = 10_000_000_000
 """Measured, size makes no difference to how fast a model streams or converts (0.5 to 5 GB, benchmarks/convert.py
---shards). 5 GB keeps an 800 GB model at 160 objects, lets several cores hash at once what one core hashes at about
-2 GB/s, and leaves a small unit to be sent again or reused by the next commit."""
+--shards). 10 GB is what transformers cut pickled checkpoints into, so each of those becomes one file; it keeps an
+800 GB model at 80 objects, and leaves a unit that can be reused by the next commit."""
 
 PIECE_BYTES = 2 * 1024 * 1024
 """How much of a strided tensor is made at a time."""
@@ -50,28 +50,33 @@ class Shard:
 
 
 def plan_shards(
-    tensors: Sequence[SourceTensor], *, shard_bytes: int, aliases: Mapping[str, str] | None = None
+    files: Sequence[Sequence[SourceTensor]], *, shard_bytes: int, aliases: Mapping[str, str] | None = None
 ) -> tuple[Shard, ...]:
-    """Lay tensors out in as few files as their order allows, each of at most `shard_bytes` of data.
+    """Lay tensors out: each source file becomes one file, or several of at most `shard_bytes` of data.
 
-    The order of the source is kept between files, so a layer's tensors stay together. A tensor larger than
-    `shard_bytes` gets a file of its own.
+    Tensors keep the order of their bytes in the source, so that it can be read once, from front to back. A tensor
+    larger than `shard_bytes` gets a file of its own.
 
     Args:
-        tensors: What to store, each name once.
+        files: What to store of each source file, each name once.
         shard_bytes: Most data bytes in one file.
         aliases: Dropped name to kept name; the file with the kept one records it.
     """
+    groups = [group for tensors in files for group in _split(tensors, shard_bytes)]
+    names = shard_names(len(groups))
+    return tuple(build_shard(name, group, aliases=aliases) for name, group in zip(names, groups, strict=True))
+
+
+def _split(tensors: Sequence[SourceTensor], shard_bytes: int) -> list[list[SourceTensor]]:
     groups: list[list[SourceTensor]] = [[]]
     filled = 0
-    for tensor in tensors:
+    for tensor in sorted(tensors, key=lambda tensor: tensor.span):
         if groups[-1] and filled + tensor.size_bytes > shard_bytes:
             groups.append([])
             filled = 0
         groups[-1].append(tensor)
         filled += tensor.size_bytes
-    names = shard_names(len(groups))
-    return tuple(build_shard(name, group, aliases=aliases) for name, group in zip(names, groups, strict=True))
+    return groups
 
 
 def shard_names(count: int) -> list[str]:

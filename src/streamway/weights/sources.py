@@ -2,12 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streamway.errors import StorageError
 from streamway.storage import StoredFile, exists, join, list_files, open_reader, read_file
-from streamway.storage.records import SNAPSHOT_RECORD, WEIGHTS_RECORD, PreparedWeights, Snapshot
+from streamway.storage.records import (
+    SNAPSHOT_RECORD,
+    WEIGHTS_RECORD,
+    LeftFile,
+    OpenLeft,
+    PreparedWeights,
+    Snapshot,
+)
+from streamway.storage.segments import ByteReader
 
 COPY_RECORD = "_conversion.json"
 """What a complete copy gets in the place of `_weights.json` when its files have no sha256, which a release needs."""
@@ -42,10 +50,15 @@ class SourceFile:
     def is_at_root(self) -> bool:
         return "/" not in self.path
 
+    @property
+    def is_left(self) -> bool:
+        """Whether a pull left it at the Hub, so that it has not moved yet."""
+        return self.uri.startswith(("https://", "http://"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model's files and what is known of it; `jsons` keeps what was read of them."""
+    """A model's files and what is known of it; `jsons` keeps what was read of them, `open_left` opens what is left."""
 
     uri: str
     files: tuple[SourceFile, ...]
@@ -54,10 +67,34 @@ class ModelSource:
     commit_sha: str = ""
     licence: str = "unknown"
     source: str = ""
+    open_left: OpenLeft | None = field(default=None, repr=False, compare=False)
     jsons: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, path: str) -> SourceFile | None:
         return next((file for file in self.files if file.path == path), None)
+
+    def open(self, file: SourceFile) -> ByteReader:
+        """Open one of the files, wherever its bytes are.
+
+        Raises:
+            StorageError: it cannot be read, or was left at the Hub and nobody here can read there.
+        """
+        if not file.is_left:
+            return open_reader(file.uri)
+        if self.open_left is None:
+            raise StorageError(
+                f"{file.uri} was left at the Hub by the pull, and cannot be read from here.",
+                next_step="Convert it with what opens it there (hub.open_left_files), or pull the model whole.",
+            )
+        left = LeftFile(
+            model_id=self.model_id,
+            commit_sha=self.commit_sha,
+            path=file.path,
+            uri=file.uri,
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+        )
+        return self.open_left(left)
 
     def read_json(self, path: str) -> dict[str, Any]:
         """Read one of the files as a JSON object; {} where it is not there.
@@ -71,14 +108,18 @@ class ModelSource:
         return self.jsons[path]
 
 
-def read_source(uri: str) -> ModelSource:
+def read_source(uri: str, *, open_left: OpenLeft | None = None) -> ModelSource:
     """Find a model's files: those that its record names, else those that the folder or prefix has.
+
+    Args:
+        uri: Folder or prefix.
+        open_left: Opens files that a pull left at the Hub.
 
     Raises:
         StorageError: there are none, or the record cannot be read.
     """
     if record := _read_record(uri):
-        return _from_record(uri, record)
+        return replace(_from_record(uri, record), open_left=open_left)
     files = tuple(_stored(file) for file in list_files(uri) if file.path != COPY_RECORD)
     if not files:
         raise StorageError(f"{uri} has no files.", next_step="Give the folder or gs:// prefix that holds the model.")
@@ -129,7 +170,7 @@ def _from_record(uri: str, record: Snapshot | PreparedWeights) -> ModelSource:
 def version_of(file: SourceFile) -> str:
     """Return what changes when a file's bytes change, without a request where a listing told it already."""
     if file.sha256 or file.crc32c is not None:
-        return f"{file.sha256} {file.crc32c}"
+        return file.sha256 or str(file.crc32c)
     return open_reader(file.uri).version
 
 
