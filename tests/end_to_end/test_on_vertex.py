@@ -1,14 +1,15 @@
-"""Everything that is started on Vertex AI, end to end: Google's client, the real engine, and nobody watching.
+"""Everything that is started on Vertex AI, end to end: the services' clients, the real engine, and nobody watching.
 
 One endpoint's life in order: submitted, scheduled, following the Hub, promoted by its commit, retired. The engine
-starts three times: for the first commit, for the second one, and in production.
+starts three times: for the first commit, for the second one, and in production. Runs of what is served already take
+seconds, and each way of starting one has its own: our schedule and Google's, Google's job, Kubeflow's client.
 """
 
 import json
 import os
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ import pytest
 import yaml
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
-from google.cloud.aiplatform import PipelineJob
-from google.cloud.aiplatform_v1.types import PipelineState
+from google.cloud.aiplatform import PipelineJob, PipelineJobSchedule
+from google.cloud.aiplatform_v1.types import PipelineState, Schedule
+from kfp import Client
 
 from streamway import server, storage
 from streamway.cache import list_caches
@@ -29,6 +31,7 @@ from streamway.launch.vertex import VertexService
 from streamway.report import RunJournal
 from streamway.sandbox.hub_repository import add_commit
 from streamway.settings import Settings
+from streamway.storage import gates
 from tests.end_to_end.conftest import ROOT, Outcome, Terminal, processes_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -68,7 +71,8 @@ class Cloud(Terminal):
 
     def part(self, name: str, path: str, method: str = "GET", body: dict[str, Any] | None = None) -> Any:
         """Ask a part of the sandbox for what only the sandbox has, such as its counters and its clock."""
-        url = json.loads((self.state_path / "sandbox" / f"{name}.json").read_text())["url"]
+        announced = json.loads((self.state_path / "sandbox" / f"{name}.json").read_text())
+        url = announced.get("admin_url", announced["url"])
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             f"{url}/sandbox/{path}", data, {"Content-Type": "application/json"}, method=method
@@ -83,10 +87,10 @@ class Cloud(Terminal):
     def runs(self) -> set[str]:
         return {run.id for run in self.vertex.list_runs(limit=100)}
 
-    def wait_for_new(self, before: set[str]) -> set[str]:
-        """Wait until there are runs that were not there before."""
+    def wait_for_new(self, before: set[str], *, count: int) -> set[str]:
+        """Wait until there are so many runs that were not there before."""
         deadline = time.monotonic() + 60
-        while not (new := self.runs() - before):
+        while len(new := self.runs() - before) < count:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         return new
@@ -150,21 +154,16 @@ def submitted(cloud: Cloud) -> Any:
 
 
 @pytest.fixture(scope="module")
-def scheduled(cloud: Cloud, submitted: Any) -> RunStatus:
-    """The run that a schedule has started."""
-    cloud.ask_for("schedule", "create", cloud.config("staging"), "30 4 * * *", "--time-zone", "Europe/Berlin")
-    cloud.part("vertex", "clock", "POST", {"advance_seconds": 24 * 3600})
-    (fired,) = cloud.wait_for_new({submitted["id"]})
-    ended = cloud.wait(fired)
-    cloud.ask_for("schedule", "delete", cloud.config("staging"), "smollm2")
-    return ended
+def compiled(cloud: Cloud) -> Path:
+    """What a person downloads or is given: the compiled pipeline, and nothing else of ours."""
+    path = cloud.folder / "serve_model.yaml"
+    assert cloud.streamway("compile", "serve_model", "-o", str(path), state=False).code == 0
+    return path
 
 
 @pytest.fixture(scope="module")
-def launched(cloud: Cloud, scheduled: RunStatus) -> PipelineJob:
-    """A run of the compiled file that a data scientist has started from a notebook, without a line of ours."""
-    compiled = cloud.folder / "serve_model.yaml"
-    assert cloud.streamway("compile", "serve_model", "-o", str(compiled), state=False).code == 0
+def new_job(cloud: Cloud, compiled: Path) -> Callable[[str], PipelineJob]:
+    """Makes jobs as a notebook does, with Google's client alone."""
     aiplatform.init(
         project=os.environ["GOOGLE_CLOUD_PROJECT"],
         location="us-central1",
@@ -172,13 +171,42 @@ def launched(cloud: Cloud, scheduled: RunStatus) -> PipelineJob:
         api_transport="rest",
         credentials=AnonymousCredentials(),
     )
-    job = PipelineJob(
+    return lambda job_id: PipelineJob(
         display_name="From a notebook",
         template_path=str(compiled),
-        job_id="from-a-notebook",
+        job_id=job_id or None,
         pipeline_root="gs://staging-models/serving/.pipelines",
         parameter_values=Settings.load(Path(cloud.config("staging"))).parameters(),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled:
+    """Two schedules of one endpoint, ours and one of Google's client, and the run that each of them has started."""
+
+    ours: RunStatus
+    googles: RunStatus
+    googles_state: Schedule.State
+
+
+@pytest.fixture(scope="module")
+def scheduled(cloud: Cloud, submitted: Any, new_job: Callable[[str], PipelineJob]) -> Scheduled:
+    """What became of two schedules in one night."""
+    ours = cloud.ask_for("schedule", "create", cloud.config("staging"), "30 4 * * *", "--time-zone", "Europe/Berlin")
+    googles = PipelineJobSchedule(pipeline_job=new_job(""), display_name="Nightly, from a notebook")
+    googles.create(cron="TZ=Europe/Berlin 45 4 * * *", max_run_count=1, service_account=ACCOUNT)
+    cloud.part("vertex", "clock", "POST", {"advance_seconds": 24 * 3600})
+    fired = {run.schedule: run for run in map(cloud.wait, cloud.wait_for_new({submitted["id"]}, count=2))}
+    cloud.ask_for("schedule", "delete", cloud.config("staging"), "smollm2")
+    (listed,) = googles.list_jobs()
+    assert listed.name == fired[googles.name].id
+    return Scheduled(ours=fired[ours["id"]], googles=fired[googles.name], googles_state=googles.state)
+
+
+@pytest.fixture(scope="module")
+def launched(cloud: Cloud, scheduled: Scheduled, new_job: Callable[[str], PipelineJob]) -> PipelineJob:
+    """A run of the compiled file that a data scientist has started from a notebook, without a line of ours."""
+    job = new_job("from-a-notebook")
     # Before it submits, this client asks Google itself which project owns a bucket that it sees, and waits a minute for
     # the answer; so it sees none.
     with pytest.MonkeyPatch.context() as blind:
@@ -189,7 +217,22 @@ def launched(cloud: Cloud, scheduled: RunStatus) -> PipelineJob:
 
 
 @pytest.fixture(scope="module")
-def followed(cloud: Cloud, launched: PipelineJob) -> Followed:
+def on_kubeflow(cloud: Cloud, launched: PipelineJob, compiled: Path) -> Any:
+    """A run of the same file that Kubeflow's own client has started and waited for."""
+    client = Client(host=os.environ["KF_PIPELINES_ENDPOINT"])
+    started = client.create_run_from_pipeline_package(
+        str(compiled),
+        arguments=Settings.load(Path(cloud.config("staging"))).parameters(),
+        run_name="From a client",
+        experiment_name="streamway",
+        pipeline_root="gs://staging-models/serving/.pipelines",
+        service_account="pipeline-runner",
+    )
+    return client.wait_for_run_completion(started.run_id, timeout=600, sleep_duration=1)
+
+
+@pytest.fixture(scope="module")
+def followed(cloud: Cloud, on_kubeflow: Any) -> Followed:
     """What became of a new commit that two watchers saw at the same time."""
     before = cloud.runs()
     sha = cloud.push("A new commit.")
@@ -206,15 +249,40 @@ def promoted(cloud: Cloud, followed: Followed) -> Any:
     return cloud.ask_for("promote", cloud.config("production"), followed.sha, "--submit", "--wait")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retired:
+    """What retirements said that they would do, and the runs that did it."""
+
+    planned: dict[str, Any]
+    runs: list[Any]
+
+
 @pytest.fixture(scope="module")
-def retired(cloud: Cloud, promoted: Any) -> list[Any]:
-    """The runs that took both endpoints away."""
+def retired(cloud: Cloud, submitted: Any, promoted: Any) -> Retired:
+    """The runs that took both endpoints away, with all that was ever published for them."""
+    # A release that nothing in production has ever served: no cluster knows of it.
+    gates.promote_release(
+        model_id=MODEL,
+        commit_sha=journal(submitted["id"]).records[0].result["commit_sha"],
+        source_root="gs://staging-models/serving",
+        release_root="gs://production-models/serving",
+        requires=["staging"],
+    )
+    everything = ("--caches", "--releases", "--older-releases")
 
     def retire(stage: str) -> Any:
-        return cloud.ask_for("retire", cloud.config(stage), "--submit", "--wait", "--caches", "--releases")
+        waiting = ("--submit", "--wait", "--cache-wait-minutes", "10")
+        return cloud.ask_for("retire", cloud.config(stage), *everything, *waiting)
 
+    planned = {stage: cloud.ask_for("retire", cloud.config(stage), *everything, "--dry-run") for stage in STAGES}
     with ThreadPoolExecutor(len(STAGES)) as pool:
-        return list(pool.map(retire, STAGES))
+        retiring = [pool.submit(retire, stage) for stage in STAGES]
+        # Each of them waits for Cloud Storage, which takes an hour of the caches' clock.
+        while not all(run.done() for run in retiring):
+            if any(cache.state == "disabled" for stage in STAGES for cache in list_caches(f"{stage}-models")):
+                cloud.part("caches", "clock", "POST", {"advance_seconds": 3600})
+            time.sleep(0.5)
+        return Retired(planned=planned, runs=[run.result() for run in retiring])
 
 
 def answer(namespace: str) -> str:
@@ -262,23 +330,45 @@ def test_its_report_names_the_verdict(submitted: Any) -> None:
     assert storage.read_file(f"gs://staging-models/serving/{kept[0]}").decode() == page
 
 
-def test_a_schedule_fires_and_nothing_moves(submitted: Any, scheduled: RunStatus) -> None:
-    assert (scheduled.state, scheduled.service_account) == ("succeeded", ACCOUNT)
-    assert scheduled.schedule
-    run = journal(scheduled.id)
-    assert moved_bytes(journal(submitted["id"])) > 200e6
+def assert_nothing_moved(run: RunJournal) -> None:
+    assert run.failed is None
+    assert [record.name.replace("_", "-") for record in run.records] == [*SIX_STEPS, "record-passage"]
     assert moved_bytes(run) == 0
     deployed = run.record("deploy_server")
     assert deployed is not None
     assert deployed.result["changed"] is False
+    assert '<p class="word">Serving</p>' in report_of(run)
+
+
+def test_a_schedule_fires_and_nothing_moves(submitted: Any, scheduled: Scheduled) -> None:
+    assert (scheduled.ours.state, scheduled.ours.service_account) == ("succeeded", ACCOUNT)
+    assert moved_bytes(journal(submitted["id"])) > 200e6
+    assert_nothing_moved(journal(scheduled.ours.id))
+
+
+def test_a_schedule_of_googles_own_client_fires_and_serves(scheduled: Scheduled) -> None:
+    assert (scheduled.googles.state, scheduled.googles.service_account) == ("succeeded", ACCOUNT)
+    assert scheduled.googles.id != scheduled.ours.id
+    assert scheduled.googles_state == Schedule.State.COMPLETED
+    assert_nothing_moved(journal(scheduled.googles.id))
+    assert "Paris" in answer("staging")
+
+
+def test_a_run_of_kubeflows_own_client_serves(on_kubeflow: Any) -> None:
+    assert (on_kubeflow.state, on_kubeflow.error) == ("SUCCEEDED", None)
+    assert on_kubeflow.service_account == "pipeline-runner"
+    states = {task.display_name: task.state for task in on_kubeflow.run_details.task_details}
+    assert {states[step] for step in (*SIX_STEPS, "record-passage", "report-run")} == {"SUCCEEDED"}
+    # Kubeflow names a run's journal after its workflow.
+    names = {path.split("/")[1] for path in paths("staging") if path.startswith(".runs/serve-model-")}
+    (name,) = (name for name in names if name == f"serve-model-{on_kubeflow.run_id[:5]}")
+    assert_nothing_moved(journal(name))
 
 
 def test_the_compiled_file_runs_from_googles_own_client(launched: PipelineJob) -> None:
     assert launched.state == PipelineState.PIPELINE_STATE_SUCCEEDED
     assert {task.task_name for task in launched.task_details} >= {*SIX_STEPS, "report-run"}
-    run = journal("from-a-notebook")
-    assert (run.failed, moved_bytes(run)) == (None, 0)
-    assert '<p class="word">Serving</p>' in report_of(run)
+    assert_nothing_moved(journal("from-a-notebook"))
 
 
 def test_two_watchers_start_one_run_of_a_new_commit(followed: Followed) -> None:
@@ -311,22 +401,36 @@ def test_a_promoted_commit_serves_in_production_without_the_hub(
     assert moved_bytes(journal(promoted["id"], "production")) == 0
 
 
-def test_retiring_takes_everything_away(cloud: Cloud, retired: list[Any]) -> None:
-    assert [run["state"] for run in retired] == ["succeeded", "succeeded"]
+def test_retiring_says_before_what_goes(followed: Followed, submitted: Any, retired: Retired) -> None:
+    first = journal(submitted["id"]).records[0].result["commit_sha"]
+    for stage in STAGES:
+        root = f"gs://{stage}-models/serving/{MODEL}"
+        assert set(retired.planned[stage]["releases"]) == {f"{root}/{followed.sha}", f"{root}/{first}"}
+        assert (retired.planned[stage]["stays"], retired.planned[stage]["unseen"]) == ([], [])
+
+
+def test_retiring_takes_everything_away(cloud: Cloud, retired: Retired) -> None:
+    assert [run["state"] for run in retired.runs] == ["succeeded", "succeeded"]
     for stage in STAGES:
         found = cloud.kubectl("get", ",".join(KINDS), "-n", stage, "-o", "name")
         assert found.code == 0, found.err
         # Kubernetes puts these two into every namespace.
         assert set(found.out.split()) <= {"configmap/kube-root-ca.crt", "serviceaccount/default"}
-        # Cloud Storage keeps a disabled cache for about an hour.
-        assert {cache.state for cache in list_caches(f"{stage}-models")} == {"disabled"}
+        assert list_caches(f"{stage}-models") == ()
         left = paths(stage)
         # What was run is remembered, and so is what was seen on the Hub: a watcher must not bring the endpoint back.
         assert {path.split("/")[0] for path in left} <= {".runs", ".pipelines", ".watch"}
         assert [path for path in left if path.startswith(".runs/endpoints/")] == []
 
 
-def test_a_watcher_does_not_bring_back_what_was_retired(cloud: Cloud, retired: list[Any]) -> None:
+def test_the_report_of_a_retirement_says_what_is_gone(retired: Retired) -> None:
+    page = report_of(journal(retired.runs[0]["id"]))
+    assert '<p class="word">Retired</p>' in page
+    assert "The caches of gs://staging-models are gone." in page
+    assert "absent" in page
+
+
+def test_a_watcher_does_not_bring_back_what_was_retired(cloud: Cloud, retired: Retired) -> None:
     before = cloud.runs()
     (look,) = cloud.ask_for("watch", cloud.config("staging"), "--once")
     assert look["outcome"] == "unchanged"

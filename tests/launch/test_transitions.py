@@ -6,15 +6,19 @@ import json
 import os
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamway import sandbox, server, storage
-from streamway.cache import list_caches
+from streamway.cache import enable_cache, list_caches
 from streamway.cli import main
+from streamway.errors import CacheError
+from streamway.retirement import retire_cache
 from streamway.sandbox.hub_repository import add_commit
 from streamway.server.serving import list_serving
 from streamway.storage.gates import check_passages
@@ -68,8 +72,16 @@ class Shell:
         files = {"generation_config.json": json.dumps({"comment": text}).encode()}
         return add_commit(self.state / "hub" / "repos", MODEL, files)
 
-    def advance(self, seconds: float) -> None:
-        url = json.loads((self.state / "vertex.json").read_text())["url"]
+    def publish_older(self, stage: str) -> str:
+        """Put a release of the same model, which nothing has ever served, beside the others; return its URI."""
+        release = f"gs://{stage}/models/{MODEL}/{'1' * 40}"
+        storage.write_file(f"{release}/model.safetensors", b"weights")
+        storage.write_file(f"{release}.manifest.json", b"{}")
+        return release
+
+    def advance(self, seconds: float, part: str = "vertex") -> None:
+        announced = json.loads((self.state / f"{part}.json").read_text())
+        url = announced.get("admin_url", announced["url"])
         body = json.dumps({"advance_seconds": seconds}).encode()
         headers = {"Content-Type": "application/json"}
         urllib.request.urlopen(urllib.request.Request(f"{url}/sandbox/clock", body, headers)).read()
@@ -84,7 +96,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         seed=False,
         vertex=True,
         gpu_count=3,
-        buckets=(sandbox.Bucket(name="staging"), sandbox.Bucket(name="production")),
+        buckets=tuple(sandbox.Bucket(name=name) for name in ("staging", "production", "retiring")),
     )
     before = dict(os.environ)
     try:
@@ -112,6 +124,19 @@ def staged_sha(staged: Any) -> str:
 def promoted(shell: Shell, staged_sha: str) -> Any:
     """The run that promoted that commit."""
     return shell.streamway("promote", "production.yaml", staged_sha, "--submit", "--wait")
+
+
+@pytest.fixture
+def retiring_bucket(shell: Shell) -> str:
+    """A bucket that nothing serves from."""
+    return "retiring"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def active_commit(namespace: str) -> str:
@@ -194,15 +219,37 @@ def test_a_schedule_fires_with_what_it_was_given(shell: Shell, staged: Any) -> N
 
 
 def test_retiring_leaves_nothing(shell: Shell, promoted: Any) -> None:
-    planned = shell.streamway("retire", "production.yaml", "--caches", "--releases", "--dry-run")
-    assert (len(planned["releases"]), planned["forgets_starts"]) == (1, True)
-    retired = shell.streamway("retire", "production.yaml", "--caches", "--releases")
-    assert retired["succeeded"]
-    assert Path(retired["report"]).read_text().startswith("<!doctype html>")
+    everything = ("--caches", "--releases", "--older-releases")
+    older = shell.publish_older("production")
+    planned = shell.streamway("retire", "production.yaml", *everything, "--dry-run")
+    assert (len(planned["releases"]), planned["forgets_starts"]) == (2, True)
+    assert shell.streamway("retire", "production.yaml", "--releases", "--dry-run")["stays"] == [older]
+    # Cloud Storage takes its time, and who waits for less is told what is left.
+    said = shell.streamway("retire", "production.yaml", *everything, "--cache-wait-minutes", "0.01", code=50)
+    assert "The caches of gs://production are not gone after 0.01 min: us-central1-a disabled" in " ".join(said.split())
     assert list_serving(namespace="production") == ()
     left = {file.path.split("/")[0] for file in storage.list_files("gs://production/models")}
     assert left <= {".runs", ".pipelines"}
     assert storage.list_files("gs://production/models/.runs/endpoints") == ()
     assert storage.list_files("gs://staging/models/.runs/endpoints/staging/tiny") != ()
-    assert {cache.state for cache in list_caches("production")} == {"disabled"}
+    shell.advance(3600, part="caches")
+    again = shell.streamway("retire", "production.yaml", *everything, "--cache-wait-minutes", "5")
+    assert again["succeeded"]
+    assert Path(again["report"]).read_text().startswith("<!doctype html>")
+    assert list_caches("production") == ()
     assert {entry.namespace for entry in list_serving()} == {"staging"}
+
+
+def test_caches_that_somebody_enables_again_are_not_waited_for(shell: Shell, retiring_bucket: str) -> None:
+    enable = partial(enable_cache, bucket=retiring_bucket, zones=["us-central1-a"])
+    enable(wait="running", timeout_seconds=60)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            retire_cache, release_root=f"gs://{retiring_bucket}/models", zones=["us-central1-a"],
+            namespace="production", wait_minutes=5,
+        )  # fmt: skip
+        wait_until(lambda: [cache.state for cache in list_caches(retiring_bucket)] == ["disabled"])
+        enable()
+        with pytest.raises(CacheError, match="were disabled and are not any more: us-central1-a running") as caught:
+            waiting.result(timeout=60)
+    assert "Find who enables them" in caught.value.next_step
