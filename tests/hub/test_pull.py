@@ -323,7 +323,10 @@ def test_policies_allow_what_they_name(hub: Any, root_uri: str) -> None:
 def test_complaints_about_files_that_are_not_taken_do_not_matter(hub: Any, root_uri: str) -> None:
     hub.model("org/half-unsafe", **{"pytorch_model.bin": b"evil"})
     hub.settle("org/half-unsafe", unsafe_files=("pytorch_model.bin",))
-    hub_room.pull_model(model_id="org/half-unsafe", release_root=root_uri)
+    pulled = hub_room.pull_model(model_id="org/half-unsafe", release_root=root_uri)
+    taken = [file.path for file in pulled.files]
+    assert "model.safetensors" in taken
+    assert "pytorch_model.bin" not in taken
 
 
 @pytest.mark.parametrize(

@@ -135,5 +135,6 @@ def test_an_interrupt_stops_every_task(endless, number: int) -> None:
 def test_a_runner_that_is_killed_leaves_no_task_behind(endless) -> None:
     process, task = endless
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     wait_until(lambda: not lives(task))
+    assert not lives(task)

@@ -153,7 +153,8 @@ def write_run(root: Path, run: str, day: int, **results: Any) -> Path:
     began = 0.0
     for name in STEPS:
         result = results.get(name) or RESULTS[name]()
-        with suppress(Exception), report.step(name, str(folder)) as running:
+        expected = type(result) if isinstance(result, Exception) else ()
+        with suppress(expected), report.step(name, str(folder)) as running:
             if isinstance(result, Exception):
                 raise result
             running.keep(result)

@@ -36,13 +36,23 @@ def variables(spec: ServerSpec) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container(spec)["env"]}
 
 
+def complaint(manifest: dict[str, Any], version: str) -> str:
+    """What is wrong with a manifest by the schemas of a Kubernetes version; "" for nothing."""
+    try:
+        kubernetes_validate.validate(manifest, version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return f"{manifest['kind']}: {error.message}"
+    return ""
+
+
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 @pytest.mark.parametrize(
     "changes", [{}, {"zone": "us-central1-a", "spot": True, "replicas": 3, "gpu_count": 2}, {"max_replicas": 4}]
 )
 def test_manifests_follow_the_schemas(spec: Spec, changes: dict[str, Any], version: str) -> None:
-    for manifest in render(spec(**changes)):
-        kubernetes_validate.validate(manifest, version, strict=True)
+    manifests = render(spec(**changes))
+
+    assert [complaint(manifest, version) for manifest in manifests] == [""] * len(manifests)
 
 
 def test_the_printed_stream_is_the_same_manifests(spec: Spec) -> None:
@@ -286,7 +296,9 @@ def test_a_misspelt_option_is_found_before_a_node_is(spec: Spec) -> None:
 
 
 def test_options_of_other_versions_are_theirs_to_judge(spec: Spec) -> None:
-    spec(image="vllm/vllm-openai:v0.40.0", engine_arguments=["--an-option-of-tomorrow"])
+    of_tomorrow = spec(image="vllm/vllm-openai:v0.40.0", engine_arguments=["--an-option-of-tomorrow"])
+
+    assert "--an-option-of-tomorrow" in container(of_tomorrow)["args"]
 
 
 @pytest.mark.parametrize(

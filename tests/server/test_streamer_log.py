@@ -95,4 +95,4 @@ def test_the_whole_start_is_read() -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.text(max_size=80) | st.from_regex(r"time to stream .{0,30}:.{0,20}s.{0,20}"), max_size=5))
 def test_no_line_stops_the_reader(lines: list[str]) -> None:
-    read_log(lines)
+    assert read_log([*lines, "INFO:     Application startup complete."]).serving

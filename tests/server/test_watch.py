@@ -161,14 +161,16 @@ def test_a_connection_that_is_cut_is_made_again(script: Script, connection: Clus
         [{"type": "ADDED", "object": pod("b", 7)}],
     ]
 
-    watched(connection, lambda names: names == ["a", "b"])
+    assert watched(connection, lambda names: len(names) == 2) == ["a", "b"]
+    assert [query.get("resourceVersion") for query in script.asked[:4]] == [None, "5", "6", "6"]
 
 
 def test_a_busy_api_server_is_asked_again(script: Script, connection: ClusterConnection) -> None:
     script.lists.append(503)
     script.listed(pod("a", 1), version=5)
 
-    watched(connection, lambda names: names == ["a"])
+    assert watched(connection, lambda names: bool(names)) == ["a"]
+    assert [query.get("resourceVersion") for query in script.asked[:2]] == [None, None]
 
 
 def test_what_may_not_be_read_ends_the_wait(script: Script, connection: ClusterConnection) -> None:

@@ -284,6 +284,8 @@ def test_one_large_file_is_read_by_several_workers_at_once(tmp_path: Path, paylo
     first_two = lambda offset: meeting.wait() if offset < 2 * PART else None
     reader = MemoryReader(payload, before_read=first_two)
     storage.write_files([FilePlan(uri=str(tmp_path / "file"), segments=whole(reader))], **SMALL_PARTS)
+    assert not meeting.broken, "the second part was not asked for while the first was read"
+    assert contents(str(tmp_path / "file")) == payload
 
 
 def test_small_files_are_read_at_once(tmp_path: Path) -> None:
@@ -292,6 +294,8 @@ def test_small_files_are_read_at_once(tmp_path: Path) -> None:
     storage.write_files(
         [FilePlan(uri=str(tmp_path / str(n)), segments=whole(reader)) for n, reader in enumerate(readers)], workers=4
     )
+    assert not meeting.broken, "four files were not read at once"
+    assert [contents(str(tmp_path / str(n))) for n in range(4)] == [b"x" * 10] * 4
 
 
 def test_bytes_in_flight_stay_within_the_memory_that_is_given(root_uri: str, payload: bytes) -> None:

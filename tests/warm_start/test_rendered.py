@@ -76,6 +76,8 @@ def test_an_offer_follows_the_schema(spec: Callable[..., ServerSpec], version: s
     offer = offer_manifest(KIT, namespace="models", endpoint="tiny", revision="a-b", deployment=found)
 
     kubernetes_validate.validate(offer, version, strict=True)
+    (owner,) = offer["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("Deployment", "u")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Views come out as rows, whatever their strides, in pieces of bounded size and with few bytes read."""
 
 import math
+import re
 
 import pytest
 from byte_readers import BytesReader
@@ -142,15 +143,23 @@ MEETING = {
 }
 
 
+def refusal(tensors: list[SourceTensor]) -> str:
+    """Why tensors may not share their storage; "" where they may."""
+    try:
+        refuse_overlaps(tensors)
+    except CheckpointError as error:
+        return error.problem
+    return ""
+
+
 @pytest.mark.parametrize("name", APART)
 def test_views_that_do_not_meet_may_share_a_storage(name: str) -> None:
-    refuse_overlaps(pair(*APART[name]))
+    assert refusal(pair(*APART[name])) == ""
 
 
 @pytest.mark.parametrize("name", MEETING)
 def test_views_that_meet_are_refused_with_both_names(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"first .* and second|second .* and first"):
-        refuse_overlaps(pair(*MEETING[name]))
+    assert re.search(r"first .* and second|second .* and first", refusal(pair(*MEETING[name])))
 
 
 @settings(deadline=None, max_examples=300)

@@ -96,6 +96,8 @@ def test_unknown_image_is_not_pulled(cluster: RunningCluster, namespace: str) ->
 def test_image_may_refuse_with_its_own_words(cluster: RunningCluster, namespace: str) -> None:
     cluster.run_pod(namespace, "p", image="forbidden:1")
     wait_until(lambda: "403 Forbidden" in " ".join(messages(cluster, namespace, "Failed")))
+    refused = 'Failed to pull image "forbidden:1": rpc error: code = Unknown desc = failed to pull: 403 Forbidden'
+    assert messages(cluster, namespace, "Failed")[0] == refused
 
 
 def test_image_brings_environment_path_and_entrypoint(cluster: RunningCluster, namespace: str) -> None:
@@ -448,7 +450,6 @@ def test_logs_are_cut_as_asked(cluster: RunningCluster, namespace: str) -> None:
 @pytest.mark.parametrize("policy", ["Always", "OnFailure"])
 def test_restart_policy_decides_about_success(cluster: RunningCluster, namespace: str, policy: str) -> None:
     cluster.run_pod(namespace, "p", command=["true"], restartPolicy=policy)
-    if policy == "Always":
-        cluster.wait_pod(namespace, "p", lambda pod: status_of(pod)["restartCount"] >= 1)
-    else:
-        cluster.wait_pod(namespace, "p", lambda pod: pod["status"]["phase"] == "Succeeded")
+    ended = lambda pod: status_of(pod)["restartCount"] >= 1 or pod["status"]["phase"] == "Succeeded"
+    pod = cluster.wait_pod(namespace, "p", ended)
+    assert (pod["status"]["phase"] == "Succeeded") == (policy == "OnFailure")

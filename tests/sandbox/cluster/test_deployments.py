@@ -216,6 +216,8 @@ def test_moved_selector_moves_the_service(web: Web) -> None:
         patch = {"spec": {"selector": {"app": colour}}}
         web.cluster.request("PATCH", f"{services}/web", patch, headers=_MERGE)
         wait_until(lambda colour=colour: f'"{colour}/"' in web.cluster.request("GET", f"{services}/web/proxy/").text)
+        answer = web.cluster.request("GET", f"{services}/web/proxy/").text
+        assert [one for one in ("blue", "green") if f'"{one}/"' in answer] == [colour]
 
 
 @pytest.mark.parametrize(
@@ -242,12 +244,14 @@ def test_requesting_an_accelerator_tolerates_its_taint(web: Web) -> None:
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["spec"]["tolerations"]
 
 
-def test_node_affinity(web: Web) -> None:
+def test_a_pod_goes_to_a_node_of_its_affinity(web: Web) -> None:
     expression = {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["us-central1-a"]}
     terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
     web.cluster.run_pod(web.namespace, "p", command=["true"], affinity=affinity, restartPolicy="Never")
-    web.cluster.wait_pod(web.namespace, "p", lambda pod: pod["status"]["phase"] == "Succeeded")
+    pod = web.cluster.wait_pod(web.namespace, "p", lambda pod: pod["status"]["phase"] == "Succeeded")
+    node = web.cluster.get(f"/api/v1/nodes/{pod['spec']['nodeName']}")
+    assert node["metadata"]["labels"]["topology.kubernetes.io/zone"] == "us-central1-a"
 
 
 def test_autoscaler_says_what_it_lacks_and_keeps_bounds(web: Web) -> None:

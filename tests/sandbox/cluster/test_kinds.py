@@ -167,5 +167,7 @@ def test_pod_is_ready_only_while_it_runs(cluster: RunningCluster, namespace: str
     cluster.run_pod(namespace, "p", command=["sleep", "60"])
     cluster.wait_pod(namespace, "p", is_ready)
     cluster.knob(f"pods/{namespace}/p/kill", {})
-    cluster.wait_pod(namespace, "p", lambda pod: pod["status"]["containerStatuses"][0]["restartCount"] == 1)
-    cluster.wait_pod(namespace, "p", is_ready)
+    pod = cluster.wait_pod(namespace, "p", lambda pod: pod["status"]["containerStatuses"][0]["restartCount"] == 1)
+    (container,) = pod["status"]["containerStatuses"]
+    assert bool(is_ready(pod)) == ("running" in container["state"])
+    assert is_ready(cluster.wait_pod(namespace, "p", is_ready))

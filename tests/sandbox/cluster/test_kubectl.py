@@ -151,6 +151,8 @@ def test_scale_and_wait(cluster: RunningCluster, web: str) -> None:
     cluster.kubectl("wait", "deploy/web", "-n", web, "--for=condition=Available", "--timeout=30s")
     cluster.kubectl("scale", "deploy/web", "--replicas=1", "-n", web)
     cluster.kubectl("wait", "deploy/web", "-n", web, "--for=jsonpath={.status.replicas}=1", "--timeout=30s")
+    listed = cluster.kubectl("get", "deploy/web", "-n", web, "--no-headers").stdout.split()
+    assert listed[:2] == ["web", "1/1"]
 
 
 def test_wait_sees_a_deletion(cluster: RunningCluster, namespace: str) -> None:

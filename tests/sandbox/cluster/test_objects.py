@@ -197,8 +197,11 @@ def test_owned_objects_go_with_their_owner(cluster: RunningCluster, namespace: s
     owner = cluster.create(path, {"metadata": {"name": "owner"}})
     reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}
     cluster.create(path, {"metadata": {"name": "owned", "ownerReferences": [reference]}})
+    cluster.create(path, {"metadata": {"name": "of-nobody"}})
     cluster.request("DELETE", f"{path}/owner")
     wait_until(lambda: cluster.request("GET", f"{path}/owned").status_code == 404)
+    left = {one["metadata"]["name"] for one in cluster.get(path)["items"]}
+    assert left == {"kube-root-ca.crt", "of-nobody"}
 
 
 def test_orphaned_objects_stay(cluster: RunningCluster, namespace: str) -> None:

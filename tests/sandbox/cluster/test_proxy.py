@@ -158,12 +158,14 @@ def test_process_ends_when_its_client_leaves(cluster: RunningCluster, echo: str)
     running = _exec(cluster, echo, "sh", "-c", "echo $$; exec sleep 4712", _preload_content=False)
     wait_until(lambda: running.peek_stdout(timeout=1))
     pid = int(running.read_stdout())
-    running.close()
 
     def is_gone() -> bool:
         return not _exec(cluster, echo, "sh", "-c", f"kill -0 {pid} 2>/dev/null && echo alive")
 
+    assert not is_gone()
+    running.close()
     wait_until(is_gone)
+    assert is_gone()
 
 
 def test_container_that_does_not_run_cannot_be_entered(cluster: RunningCluster, namespace: str) -> None:

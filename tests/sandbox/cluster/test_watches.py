@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 from kubernetes import watch
 
 from tests.sandbox.cluster.conftest import RunningCluster, wait_until
@@ -80,6 +81,7 @@ def test_broken_connection_can_be_resumed(cluster: RunningCluster, namespace: st
     """The typed client's watch goes on where it was when a connection is lost."""
     path = f"/api/v1/namespaces/{namespace}/configmaps"
     seen: list[str] = []
+    cut: list[int] = []
     stream = watch.Watch()
 
     def follow() -> None:
@@ -91,8 +93,8 @@ def test_broken_connection_can_be_resumed(cluster: RunningCluster, namespace: st
                     seen.append(event["object"].metadata.name)
                     if seen[-1] == "end":
                         return
-            except Exception:
-                continue
+            except urllib3.exceptions.ProtocolError:
+                cut.append(len(seen))
 
     follower = threading.Thread(target=follow)
     follower.start()
@@ -103,6 +105,7 @@ def test_broken_connection_can_be_resumed(cluster: RunningCluster, namespace: st
     cluster.create(path, {"metadata": {"name": "b"}})
     cluster.create(path, {"metadata": {"name": "end"}})
     follower.join(20)
+    assert cut, "no connection was lost"
     assert seen == ["kube-root-ca.crt", "a", "b", "end"]
 
 
