@@ -30,6 +30,9 @@ from streamway.storage.segments import Progress
 
 logger = logging.getLogger("streamway.server")
 
+_MOST_KEEP_SECONDS = 7 * 24 * 3600.0
+"""A revision that is kept longer for going back to costs more than starting it again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeployedServer:
@@ -212,7 +215,7 @@ def deploy_server(
         startup_seconds=int(startup_seconds),
         timeout_seconds=timeout_seconds,
     )
-    _check_strategy(strategy)
+    check_takeover(strategy, keep_seconds)
     budgets = derive(spec).budgets
     connection = connect(cluster)
     changed = _apply_surroundings(connection, spec, force=force, dry_run=dry_run)
@@ -291,7 +294,17 @@ def _deployed(spec: ServerSpec, done: Switched | None, *, changed: bool) -> Depl
     )
 
 
-def _check_strategy(strategy: str) -> None:
+def check_takeover(strategy: str, keep_seconds: float) -> None:
+    """Refuse a way for a new revision to take over that there is not.
+
+    Raises:
+        SettingsError: no such strategy, or no time to keep the old revision for.
+    """
+    if not 0 <= keep_seconds <= _MOST_KEEP_SECONDS:
+        raise SettingsError(
+            f"keep_hours is {keep_seconds / 3600:g}, expected 0 to {_MOST_KEEP_SECONDS / 3600:g}.",
+            next_step="Choose how long both revisions may hold GPUs; 1 is usual, and 0 keeps the old one no longer.",
+        )
     if strategy not in STRATEGIES:
         raise SettingsError(
             f"strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}.",

@@ -17,6 +17,7 @@ from streamway.cluster import RELEASE, RELEASE_URI, REVISION, Manifest
 from streamway.server.budgets import PROBE_PERIOD_SECONDS
 from streamway.server.engine import ENGINE_USER_ID, PORT, serve_arguments, serve_command
 from streamway.server.kit import kit_annotations, kit_environment, kit_mounts, kit_volumes, restore_containers
+from streamway.server.placement import plain_toleration
 from streamway.server.spec import Derived, ServerSpec, derive
 
 FIELD_MANAGER = "streamway"
@@ -267,7 +268,7 @@ def _tolerations(spec: ServerSpec) -> list[Manifest]:
         tolerations.append(
             {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         )
-    return tolerations + [dict(toleration) for toleration in spec.tolerations]
+    return tolerations + [plain_toleration(toleration) for toleration in spec.tolerations]
 
 
 def _pod_security(derived: Derived) -> Manifest:

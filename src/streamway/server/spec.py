@@ -10,6 +10,7 @@ from streamway.server.accelerators import GIB, Accelerator, derive_gpu_count, fi
 from streamway.server.budgets import Budgets, derive_budgets
 from streamway.server.context import Context, choose_context
 from streamway.server.engine import Image, check_arguments, read_image
+from streamway.server.placement import check_placement
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 # The names of what belongs to a revision are NAME-xxxxxxx-yyyyy, and a Service's name has at most 63 characters.
@@ -103,6 +104,13 @@ class ServerSpec:
         _check_names(self)
         _check_release(self)
         _check_environment(self.environment)
+        check_placement(
+            zone=self.zone,
+            service_account=self.service_account,
+            served_model_name=self.served_model_name,
+            node_selector=self.node_selector,
+            tolerations=self.tolerations,
+        )
         check_arguments(self.engine_arguments, read_image(self.image))
         _check_gpu_count(self.gpu_count, find_accelerator(self.accelerator))
 
