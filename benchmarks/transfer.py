@@ -38,9 +38,11 @@ import json, sys
 from streamway import hub, storage, weights
 
 model_id, root = sys.argv[1:]
-pulled = hub.pull_model(model_id=model_id, release_root=root)
+pulled = hub.pull_model(model_id=model_id, release_root=root, leave_pickled=True)
 layout = storage.ModelLayout(root, pulled.model_id, pulled.commit_sha)
-converted = weights.convert_weights(snapshot_uri=pulled.uri, weights_uri=layout.weights_uri)
+converted = weights.convert_weights(
+    snapshot_uri=pulled.uri, weights_uri=layout.weights_uri, open_left=hub.open_left_files()
+)
 release = storage.upload_model(weights_uri=converted.uri, release_root=root)
 print(json.dumps({"uri": release.uri, "size_bytes": release.size_bytes,
                   "moved_bytes": pulled.moved_bytes + converted.moved_bytes + release.moved_bytes,
