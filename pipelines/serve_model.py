@@ -2,19 +2,9 @@
 
 from kfp import dsl
 
-from streamway.components import (
-    convert_weights,
-    deploy_server,
-    enable_cache,
-    pull_model,
-    record_passage,
-    report_run,
-    smoke_test,
-    upload_model,
-)
-from streamway.pipelines.workers import asker, judge, mover
-
-ENGINE_IMAGE = "vllm/vllm-openai:v0.32.0"
+from streamway.components import convert_weights, pull_model, report_run, upload_model
+from streamway.pipelines.serving import ENGINE_IMAGE, serve_and_prove
+from streamway.pipelines.workers import asker, mover
 
 
 @dsl.pipeline(
@@ -137,68 +127,38 @@ def serve_model(
         )
         mover(published, "3 Upload")
 
-        cached = enable_cache(
-            run_uri=run_uri,
-            size_bytes=published.outputs["size_bytes"],
-            release=published.outputs["release"],
-            zones=cache_zones,
-            cluster=cluster,
-            ttl_hours=cache_ttl_hours,
-            ingest_on_write=cache_ingest_on_write,
-        )
-        asker(cached, "4 Cache")
-
-        deployed = deploy_server(
+        serve_and_prove(
+            published,
+            number=4,
             model_id=model_id,
             commit_sha=pulled.outputs["commit_sha"],
-            size_bytes=published.outputs["size_bytes"],
+            release_root=release_root,
             run_uri=run_uri,
-            release=published.outputs["release"],
-            name=name,
-            image=image,
-            cluster=cluster,
-            namespace=namespace,
-            accelerator=accelerator,
-            gpu_count=gpu_count,
-            zone=zone,
-            engine_arguments=engine_arguments,
-            environment=environment,
-            strategy=strategy,
-            keep_hours=keep_hours,
-            served_model_name=served_model_name,
-            service_account=service_account,
-            replicas=replicas,
-            max_replicas=max_replicas,
-            spot=spot,
-            node_selector=node_selector,
-            tolerations=tolerations,
-            warm_start=warm_start,
+            stage=stage,
+            endpoint={"name": name, "cluster": cluster, "namespace": namespace},
+            caching={"zones": cache_zones, "ttl_hours": cache_ttl_hours, "ingest_on_write": cache_ingest_on_write},
+            server={
+                "image": image,
+                "accelerator": accelerator,
+                "gpu_count": gpu_count,
+                "zone": zone,
+                "engine_arguments": engine_arguments,
+                "environment": environment,
+                "strategy": strategy,
+                "keep_hours": keep_hours,
+                "served_model_name": served_model_name,
+                "service_account": service_account,
+                "replicas": replicas,
+                "max_replicas": max_replicas,
+                "spot": spot,
+                "node_selector": node_selector,
+                "tolerations": tolerations,
+                "warm_start": warm_start,
+            },
+            proof={
+                "questions": questions,
+                "allowed_regression": allowed_regression,
+                "chat_required": chat_required,
+                "min_context_length": min_context_length,
+            },
         )
-        judge(deployed.after(cached), "5 Deploy")
-
-        proved = smoke_test(
-            commit_sha=pulled.outputs["commit_sha"],
-            run_uri=run_uri,
-            name=name,
-            revision=deployed.outputs["revision"],
-            service=deployed.outputs["service"],
-            port=deployed.outputs["port"],
-            served_model_name=deployed.outputs["served_model_name"],
-            cluster=cluster,
-            namespace=namespace,
-            questions=questions,
-            allowed_regression=allowed_regression,
-            chat_required=chat_required,
-            min_context_length=min_context_length,
-        )
-        judge(proved, "6 Smoke test")
-
-        with dsl.If(stage != "", name="a stage is named"):
-            passed = record_passage(
-                model_id=model_id,
-                commit_sha=pulled.outputs["commit_sha"],
-                release_root=release_root,
-                run_uri=run_uri,
-                stage=stage,
-            )
-            asker(passed.after(proved), "Gate")
