@@ -281,12 +281,23 @@ class Settings(_Section):
             "requires": list(self.promotion.requires),
         }
 
-    def retirement_parameters(self, *, caches: bool, releases: bool) -> dict[str, Any]:
+    def retirement_parameters(
+        self,
+        *,
+        caches: bool,
+        releases: bool,
+        older_releases: bool = False,
+        despite_unseen: bool = False,
+        cache_wait_minutes: float = 0.0,
+    ) -> dict[str, Any]:
         """The parameters of retire_model.
 
         Args:
             caches: Whether the caches of the cache section go too.
             releases: Whether the releases that the endpoint serves from go too.
+            older_releases: Whether every other release of its models goes with them.
+            despite_unseen: Whether to go on although some namespaces of the cluster cannot be looked into.
+            cache_wait_minutes: Longest wait until the caches are gone, in minutes; 0 waits for nothing.
         """
         return {
             "name": self.server.name,
@@ -294,8 +305,11 @@ class Settings(_Section):
             "cluster": self.server.cluster,
             "release_root": self.storage.release_root.rstrip("/"),
             "cache_zones": self.cache.plain_zones() if caches else [],
+            "cache_wait_minutes": cache_wait_minutes,
             "delete_releases": releases,
+            "older_releases": older_releases,
             "releases": [],
+            "despite_unseen": despite_unseen,
         }
 
 

@@ -104,6 +104,26 @@ def test_a_gate_is_recorded_only_after_the_smoke_test_and_only_where_a_stage_is_
     assert gate["triggerPolicy"]["condition"] == "inputs.parameter_values['pipelinechannel--stage'] != ''"
 
 
+@pytest.mark.parametrize("name", ["serve_model", "promote_model"])
+def test_a_pipeline_fills_in_all_but_what_a_step_knows_best(compiled: dict[str, Any], name: str) -> None:
+    for task_name, task in tasks_of(compiled[name]):
+        known = compiled[name]["components"][task["componentRef"]["name"]]["inputDefinitions"]["parameters"]
+        left = known.keys() - task["inputs"]["parameters"].keys()
+        assert left <= {"timeout_seconds", "memory_mib", "wait"}, task_name
+
+
+@pytest.mark.parametrize("name", ["serve_model", "promote_model"])
+def test_what_is_meant_for_the_server_and_its_proof_is_not_mixed_up(compiled: dict[str, Any], name: str) -> None:
+    tasks = dict(tasks_of(compiled[name]))
+    chosen = compiled[name]["root"]["inputDefinitions"]["parameters"].keys()
+    for task_name in ("deploy-server", "smoke-test"):
+        given = tasks[task_name]["inputs"]["parameters"]
+        assert len(given.keys() & chosen) >= 7
+        for parameter in given.keys() & chosen:
+            source = given[parameter].get("componentInputParameter", "the step before")
+            assert source in (f"pipelinechannel--{parameter}", "the step before"), (task_name, parameter)
+
+
 @dsl.component(base_image="python:test", install_kfp_package=False)
 def fail_and_count(path: str):
     from pathlib import Path
@@ -130,7 +150,7 @@ def test_a_local_run_keeps_nobody_waiting_for_the_same_error_again(tmp_path: Pat
 
 def test_retirement_plans_before_it_touches_anything(compiled: dict[str, Any]) -> None:
     tasks = compiled["retire_model"]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    order = ["plan-retirement", "retire-server", "retire-cache", "retire-releases"]
+    order = ["plan-retirement", "retire-server", "retire-releases", "retire-cache"]
     assert set(tasks) == set(order)
     for before, after in pairwise(order):
         assert before in tasks[after]["dependentTasks"]

@@ -19,7 +19,7 @@ from streamway.cli.options import (
     wait_options,
     with_options,
 )
-from streamway.cli.service import connect, run_lines, show_request, start, started, warn_about_image
+from streamway.cli.service import Following, connect, run_lines, submit_pipeline, warn_about_image
 from streamway.errors import LaunchError
 from streamway.launch import compile_pipeline
 from streamway.launch.kfp_api import KubeflowService
@@ -45,11 +45,8 @@ def submit_command(
     The same submission, made twice at a time, starts one run; the second one joins it.
     """
     settings = load_settings(config, overrides)
-    with started(settings, state_path, "serve_model", settings.parameters(), kfp_url) as (service, request):
-        if dry_run:
-            show_request(service, request, as_json=as_json)
-            return
-        context.exit(start(service, request, settings, wait=wait, minutes=timeout_minutes, as_json=as_json))
+    following = Following(dry_run=dry_run, wait=wait, timeout_minutes=timeout_minutes, as_json=as_json)
+    context.exit(submit_pipeline(settings, state_path, "serve_model", settings.parameters(), kfp_url, following))
 
 
 @click.command("runs")

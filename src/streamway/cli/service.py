@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,23 @@ from streamway.report.journal import RunJournal
 from streamway.settings import Settings
 
 
+@dataclass(frozen=True, kw_only=True)
+class Following:
+    """How far a command goes with a run.
+
+    Args:
+        dry_run: Whether it only shows what it would ask for.
+        wait: Whether it follows the run until that is over.
+        timeout_minutes: Its longest wait; the run goes on.
+        as_json: Whether a program reads what it says.
+    """
+
+    dry_run: bool
+    wait: bool
+    timeout_minutes: float
+    as_json: bool
+
+
 @contextmanager
 def started(
     settings: Settings, state_path: Path, pipeline: str, parameters: dict[str, Any], kfp_url: str
@@ -30,6 +48,22 @@ def started(
     service = connect(settings, state_path, kfp_url)
     with tempfile.TemporaryDirectory(prefix="streamway-") as folder:
         yield service, make_request(settings, pipeline, parameters, Path(folder), on_vertex=not kfp_url)
+
+
+def submit_pipeline(
+    settings: Settings,
+    state_path: Path,
+    pipeline: str,
+    parameters: dict[str, Any],
+    kfp_url: str,
+    following: Following,
+) -> int:
+    """Start a pipeline on the service, or only show what would be asked for; return the exit code."""
+    with started(settings, state_path, pipeline, parameters, kfp_url) as (service, request):
+        if following.dry_run:
+            show_request(service, request, as_json=following.as_json)
+            return 0
+        return _start(service, request, settings, following)
 
 
 def make_request(
@@ -76,18 +110,16 @@ def connect(settings: Settings, state_path: Path, kfp_url: str) -> PipelineServi
     return VertexService(project=chosen.project, location=chosen.location, endpoint=chosen.endpoint)
 
 
-def start(
-    service: PipelineService, request: RunRequest, settings: Settings, *, wait: bool, minutes: float, as_json: bool
-) -> int:
+def _start(service: PipelineService, request: RunRequest, settings: Settings, following: Following) -> int:
     """Submit a request, follow it where asked to, and return the exit code."""
     run = submit(service, request)
     output.say(f"{run.id} {'was started already; joined it' if run.joined else 'is started'}: {run.page}")
-    if not wait:
-        output.give(run, as_json=as_json, lines=[run.id])
+    if not following.wait:
+        output.give(run, as_json=following.as_json, lines=[run.id])
         return 0
-    run = wait_for_run(service, run.id, timeout_seconds=60 * minutes, on_status=_Follower())
+    run = wait_for_run(service, run.id, timeout_seconds=60 * following.timeout_minutes, on_status=_Follower())
     error = {} if run.state == SUCCEEDED else _explain(run, settings)
-    output.give({**vars(run), "step_error": error}, as_json=as_json, lines=run_lines(run))
+    output.give({**vars(run), "step_error": error}, as_json=following.as_json, lines=run_lines(run))
     if run.state == SUCCEEDED:
         return 0
     output.show_error(str(error["problem"]), str(error["next_step"]))

@@ -19,7 +19,7 @@ from streamway.cli.options import (
     wait_options,
     with_options,
 )
-from streamway.cli.service import show_request, start, started
+from streamway.cli.service import Following, submit_pipeline
 from streamway.launch import compile_pipeline, run_locally
 from streamway.launch.local import StepEvent
 from streamway.settings import Settings
@@ -52,11 +52,8 @@ def promote_command(
     settings = load_settings(config, overrides)
     parameters = settings.promotion_parameters(commit_sha)
     if on_service or kfp_url:
-        with started(settings, state_path, "promote_model", parameters, kfp_url) as (service, request):
-            if dry_run:
-                show_request(service, request, as_json=as_json)
-                return
-            context.exit(start(service, request, settings, wait=wait, minutes=timeout_minutes, as_json=as_json))
+        following = Following(dry_run=dry_run, wait=wait, timeout_minutes=timeout_minutes, as_json=as_json)
+        context.exit(submit_pipeline(settings, state_path, "promote_model", parameters, kfp_url, following))
     with environment_of(settings, state_path.absolute()):
         if dry_run:
             _show_gates(parameters, as_json=as_json)
@@ -68,7 +65,10 @@ def promote_command(
 @with_options(config_argument, set_option, state_option, kfp_option, submit_option, *wait_options)
 @click.option("--caches", is_flag=True, help="Disable the caches of the cache section too.")
 @click.option(
-    "--cache-wait-minutes", default=0.0, help="Longest wait until these caches are gone, which takes about an hour."
+    "--cache-wait-minutes",
+    default=0.0,
+    show_default=True,
+    help="Longest wait until these caches are gone, which takes about an hour; 0 waits for nothing.",
 )
 @click.option("--releases", is_flag=True, help="Delete the releases that the endpoint serves from too.")
 @click.option("--older-releases", is_flag=True, help="With --releases: every other release of its models as well.")
@@ -94,28 +94,34 @@ def retire_command(
 ) -> None:
     """Take the endpoint of CONFIG away; refused where something else serves from what would go."""
     settings = load_settings(config, overrides)
-    looked_for = settings.retirement_parameters(caches=caches, releases=releases) | {
-        "older_releases": older_releases,
-        "despite_unseen": despite_unseen,
-    }
-    parameters = looked_for | {"cache_wait_minutes": cache_wait_minutes}
+    parameters = settings.retirement_parameters(
+        caches=caches,
+        releases=releases,
+        older_releases=older_releases,
+        despite_unseen=despite_unseen,
+        cache_wait_minutes=cache_wait_minutes,
+    )
     if on_service or kfp_url:
-        with started(settings, state_path, "retire_model", parameters, kfp_url) as (service, request):
-            if dry_run:
-                show_request(service, request, as_json=as_json)
-                return
-            context.exit(start(service, request, settings, wait=wait, minutes=timeout_minutes, as_json=as_json))
+        following = Following(dry_run=dry_run, wait=wait, timeout_minutes=timeout_minutes, as_json=as_json)
+        context.exit(submit_pipeline(settings, state_path, "retire_model", parameters, kfp_url, following))
     with environment_of(settings, state_path.absolute()):
         if dry_run:
-            served = report.served_releases(
-                storage.join(looked_for["release_root"], ".runs", "dry-run"),
-                name=looked_for["name"],
-                namespace=looked_for["namespace"],
-            )
-            plan = retirement.plan_retirement(**looked_for, remembered=served)
+            plan = _plan_retirement(parameters)
             output.give(plan, as_json=as_json, lines=plan.lines())
             return
         context.exit(_run_here(settings, "retire_model", parameters, state_path, as_json=as_json))
+
+
+def _plan_retirement(parameters: dict[str, Any]) -> retirement.RetirementPlan:
+    """Find what a run of retire_model with these parameters would take away.
+
+    Raises:
+        InUseError: it would refuse.
+    """
+    wanted = {key: value for key, value in parameters.items() if key != "cache_wait_minutes"}
+    run_uri = storage.join(parameters["release_root"], ".runs", "dry-run")
+    served = report.served_releases(run_uri, name=parameters["name"], namespace=parameters["namespace"])
+    return retirement.plan_retirement(**wanted, remembered=served)
 
 
 def _run_here(settings: Settings, pipeline: str, parameters: dict[str, Any], state_path: Path, *, as_json: bool) -> int:
