@@ -46,10 +46,9 @@ def large_model() -> State:
     return state
 
 
-def push(hub: Any, model_id: str, checkpoint: bytes, **more: Any) -> storage.ModelLayout:
-    sha = hub.push(model_id, {"config.json": b"{}", "pytorch_model.bin": checkpoint}, keep_other_files=False, **more)
+def push(hub: Any, model_id: str, checkpoint: bytes, **more: Any) -> None:
+    hub.push(model_id, {"config.json": b"{}", "pytorch_model.bin": checkpoint}, keep_other_files=False, **more)
     hub.begin_anew()
-    return storage.ModelLayout("", model_id, sha)
 
 
 def pull(model_id: str, root_uri: str, **more: Any) -> hub_room.PulledModel:
@@ -140,13 +139,12 @@ def test_corruption_on_the_way_is_noticed_and_a_rerun_repairs_it(hub: Any, root_
     ids=["transposed", "two widths of a size"],
 )
 def test_what_does_not_lie_in_order_is_brought_first(hub: Any, root_uri: str, awkward: State) -> None:
-    layout = push(hub, "org/awkward", torch.checkpoint_bytes(awkward))
+    push(hub, "org/awkward", torch.checkpoint_bytes(awkward))
     pulled = pull("org/awkward", root_uri)
     converted = convert(pulled, root_uri)
     assert set(stored(converted)) == set(awkward)
     assert converted.moved_bytes > 2 * sum(len(data) for data in contents(awkward).values())
-    staged = storage.ModelLayout(root_uri, layout.model_id, layout.commit_sha).snapshot_uri
-    assert storage.exists(storage.join(staged, "pytorch_model.bin"))
+    assert storage.exists(storage.join(pulled.uri, "pytorch_model.bin"))
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -29,6 +29,14 @@ class VersionedReader(ByteReader, Protocol):
         """Fill several pieces of memory, one after the other, from one stretch of the source."""
 
 
+@runtime_checkable
+class SummingReader(VersionedReader, Protocol):
+    """A reader that computes the crc32c of what it reads for reasons of its own, so that nobody else need."""
+
+    def sum_rows(self, offset: int, rows: Sequence[memoryview]) -> list[int]:
+        """Fill memory as `read_rows` does, and return the crc32c of each piece."""
+
+
 class LocalReader:
     """A file on disk, as it was when it was opened."""
 

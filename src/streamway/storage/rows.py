@@ -6,17 +6,19 @@ less than one read for each.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from streamway.errors import TransferError
-from streamway.storage.readers import VersionedReader
+from streamway.storage.digests import crc32c, join_crc32c
+from streamway.storage.readers import SummingReader, VersionedReader
 from streamway.storage.scatter import Scatter
 from streamway.storage.segments import ByteReader, Computed, Extent, FilePlan, segment_length
 
 _MOST_GAP_BYTES = 64 * 1024
 _MOST_GAPS_BYTES = 1024 * 1024
 """All gaps of one call together: a checkpoint could have any number of them, and they are kept in memory."""
+_NOWHERE = -1
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,25 @@ Gaps = dict[int, memoryview]
 """Bytes of a source that lie between those that were wanted and came along with them, by their offset."""
 
 
+@dataclass
+class Filled:
+    """What is known of memory that was filled.
+
+    Args:
+        gaps: What was read of the sources besides, because it lay between.
+        sums: (offset in the memory, bytes, crc32c) of the pieces whose checksum is known.
+    """
+
+    gaps: Gaps = field(default_factory=dict)
+    sums: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def checksum(self, view: memoryview) -> int:
+        """Return the crc32c of all of it, looking at the bytes only where not every piece's is known."""
+        if sum(length for _, length, _ in self.sums) < len(view):
+            return crc32c(view)
+        return join_crc32c((checksum, length) for _, length, checksum in sorted(self.sums))
+
+
 class SegmentedSource:
     """The bytes of a plan by offset."""
 
@@ -51,27 +72,24 @@ class SegmentedSource:
         self._segments = plan.segments
         self._ends = list(accumulate(segment_length(segment) for segment in plan.segments))
 
-    def fill(self, offset: int, view: memoryview) -> Gaps:
+    def fill(self, offset: int, view: memoryview) -> Filled:
         """Fill `view` with the file's bytes from `offset`.
-
-        Returns:
-            What was read of the sources besides, because it lay between.
 
         Raises:
             TransferError: a segment is not as long as it promised to be.
         """
-        gaps: Gaps = {}
+        filled = Filled()
         stretch: list[Piece] = []
         budget = _MOST_GAPS_BYTES
-        for piece in self._put_made(offset, view):
+        for piece in self._put_made(offset, view, filled):
             gap = _gap_before(stretch, piece)
             if gap is None or gap > budget:
-                _read(stretch, view, gaps)
+                _read(stretch, view, filled)
                 stretch, gap = [], 0
             budget -= gap
             stretch.append(piece)
-        _read(stretch, view, gaps)
-        return gaps
+        _read(stretch, view, filled)
+        return filled
 
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         """Yield what `length` bytes of the file from `offset` take from readers, without reading it."""
@@ -80,13 +98,14 @@ class SegmentedSource:
             if isinstance(segment, Extent) and count:
                 yield Piece(segment.reader, segment.offset_bytes + inside, at, count)
 
-    def _put_made(self, offset: int, view: memoryview) -> Iterator[Piece]:
+    def _put_made(self, offset: int, view: memoryview, filled: Filled) -> Iterator[Piece]:
         """Put what is in memory into `view` and yield what must be read."""
         for index, inside, at, count in self._within(offset, len(view)):
             segment = self._segments[index]
             if not isinstance(segment, Extent):
                 data = _made(segment) if isinstance(segment, Computed) else segment
                 view[at : at + count] = memoryview(data)[inside : inside + count]
+                filled.sums.append((at, count, crc32c(view[at : at + count])))
             elif count:
                 yield Piece(segment.reader, segment.offset_bytes + inside, at, count)
 
@@ -120,36 +139,49 @@ def _gap_before(stretch: list[Piece], piece: Piece) -> int | None:
     return gap if worthwhile else None
 
 
-def _read(stretch: list[Piece], view: memoryview, gaps: Gaps) -> None:
+def _read(stretch: list[Piece], view: memoryview, filled: Filled) -> None:
     """Read pieces that follow each other in their source, and what lies between them."""
     rows: list[memoryview] = []
+    places: list[int] = []
     position, begun = 0, 0
     for index, piece in enumerate(stretch):
         if index and piece.start > position:
-            gaps[position] = memoryview(bytearray(piece.start - position))
-            rows.append(gaps[position])
+            filled.gaps[position] = memoryview(bytearray(piece.start - position))
+            rows.append(filled.gaps[position])
+            places.append(_NOWHERE)
             begun = piece.at
         elif index and piece.at == stretch[index - 1].at + stretch[index - 1].length:
             rows.pop()  # seamless in memory too, so that it is one row with the one before
+            places.pop()
         else:
             begun = piece.at
         rows.append(view[begun : piece.at + piece.length])
+        places.append(begun)
         position = piece.end
     if rows:
-        read_rows(stretch[0].reader, stretch[0].start, rows)
+        sums = read_rows(stretch[0].reader, stretch[0].start, rows)
+        for at, row, checksum in zip(places, rows, sums, strict=False):
+            if at != _NOWHERE:
+                filled.sums.append((at, len(row), checksum))
 
 
-def read_rows(reader: ByteReader, start: int, rows: Sequence[memoryview]) -> None:
+def read_rows(reader: ByteReader, start: int, rows: Sequence[memoryview]) -> list[int]:
     """Fill pieces of memory from one stretch of any reader.
+
+    Returns:
+        The crc32c of each piece where the reader knows it, else nothing.
 
     Raises:
         TransferError: the reader gave less than was asked for.
     """
+    if isinstance(reader, SummingReader):
+        return reader.sum_rows(start, rows)
     if isinstance(reader, VersionedReader):
         reader.read_rows(start, rows)
-        return
+        return []
     memory = Scatter(rows)
     data = reader.read(start, memory.size_bytes)
     if len(data) != memory.size_bytes:
         raise TransferError(f"{reader.uri}: asked for {memory.size_bytes} bytes at {start}, got {len(data)}.")
     memory.put(data)
+    return []

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from streamway.errors import ChecksumError, StreamwayError, TransferError
 from streamway.storage.addresses import is_gs
 from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, CloudStorage, cloud_storage
-from streamway.storage.digests import Checksums, crc32c
+from streamway.storage.digests import Checksums
 from streamway.storage.http import Patience
 from streamway.storage.passing import PassingHash
 from streamway.storage.rows import Gaps, SegmentedSource
@@ -191,8 +191,8 @@ class _Job:
         gaps: Gaps = {}
         checksum = self.target.read_back(part.number, part.view)
         if checksum is None:
-            gaps = self._source.fill(part.number * self.part_bytes, part.view)
-            checksum = crc32c(part.view)
+            filled = self._source.fill(part.number * self.part_bytes, part.view)
+            gaps, checksum = filled.gaps, filled.checksum(part.view)
             self.target.write_part(part.number, part.view, checksum)
             with self._lock:
                 self.moved_bytes += len(part.view)

@@ -68,16 +68,22 @@ class WitnessReader:
         self.read_rows(offset, [view])
 
     def read_rows(self, offset: int, rows: Sequence[memoryview]) -> None:
+        self.sum_rows(offset, rows)
+
+    def sum_rows(self, offset: int, rows: Sequence[memoryview]) -> list[int]:
         # A checksum of what was just read comes out of the processor's cache; a request to a bucket stays whole.
         in_blocks = hasattr(self._reader, "fileno")
         if not in_blocks:
             read_rows(self._reader, offset, rows)
+        sums = []
         for row in rows:
-            self._see(offset, row, in_blocks=in_blocks)
+            sums.append(self._see(offset, row, in_blocks=in_blocks))
             offset += len(row)
+        return sums
 
-    def _see(self, offset: int, row: memoryview, *, in_blocks: bool) -> None:
+    def _see(self, offset: int, row: memoryview, *, in_blocks: bool) -> int:
         """Keep the checksums of a row, reading it first, block by block, where it is not filled yet."""
+        total = 0
         for start, stop in self._cut(offset, offset + len(row)):
             checksum = 0
             for at in range(start, stop, _BUFFER_BYTES):
@@ -87,6 +93,8 @@ class WitnessReader:
                 checksum = crc32c(block, checksum)
             with self._lock:
                 self._seen[start] = (stop, checksum)
+            total = combine_crc32c(total, checksum, stop - start)
+        return total
 
     def _cut(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Cut a range where tensors begin and end."""
