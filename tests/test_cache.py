@@ -1,6 +1,5 @@
 """The cache step, against the sandbox's Storage Control API with Google's own client."""
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import requests
 from google.cloud import storage_control_v2 as api
 from google.cloud.storage_control_v2.services.storage_control.transports import StorageControlGrpcTransport
 from google.oauth2.credentials import Credentials
+from part_processes import announcement, start_part
 
 from streamway.cache import CachePrice, CacheResult, disable_cache, enable_cache, estimate_cost, list_caches
 from streamway.cache_control import make_client, zone_in_location
@@ -31,8 +31,8 @@ class Sandbox:
     """Cloud Storage and Anywhere Cache, running."""
 
     def __init__(self, state_path: Path) -> None:
-        self.bucket = json.loads((state_path / "bucket.json").read_text())
-        self.caches = json.loads((state_path / "caches.json").read_text())
+        self.bucket = announcement("bucket", state_path)
+        self.caches = announcement("caches", state_path)
         self.environment: dict[str, str] = self.caches["environment"]
         self.client = self._make_client()
 
@@ -70,23 +70,13 @@ class Sandbox:
         requests.delete(f"{self.caches['admin_url']}/sandbox/counters", timeout=10)
 
 
-def start(part: str, state_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", f"streamway.sandbox.{part}", "--state", str(state_path), *arguments]
-    process = subprocess.Popen(command)
-    deadline = time.monotonic() + 30
-    while not (state_path / f"{part}.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, f"{part} did not start"
-        time.sleep(0.02)
-    return process
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     state_path = tmp_path_factory.mktemp("cache")
     delays = ("--create-seconds", str(CREATE_SECONDS), "--update-seconds", str(UPDATE_SECONDS))
-    processes = [start("bucket", state_path)]
+    processes = [start_part("bucket", state_path)]
     try:
-        processes.append(start("caches", state_path, *delays, "--disable-seconds", str(DISABLE_SECONDS)))
+        processes.append(start_part("caches", state_path, *delays, "--disable-seconds", str(DISABLE_SECONDS)))
         yield Sandbox(state_path)
     finally:
         for process in processes:

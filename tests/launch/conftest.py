@@ -2,15 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import part_processes
 import pytest
 from kfp import compiler, dsl
 
@@ -31,14 +29,8 @@ class Part:
     """One running process of the sandbox."""
 
     def __init__(self, module: str, state: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", f"streamway.sandbox.{module}", "--state", str(state), *arguments]
-        self.process = subprocess.Popen(command)
-        announced = state / f"{module}.json"
-        deadline = time.monotonic() + 60
-        while not announced.exists():
-            assert time.monotonic() < deadline and self.process.poll() is None
-            time.sleep(0.02)
-        self.announced: dict[str, Any] = json.loads(announced.read_text())
+        self.process = part_processes.start_part(module, state, *arguments)
+        self.announced = part_processes.announcement(module, state)
         self.url = self.announced["url"]
         self.state = state
         self.project = "project"

@@ -1,9 +1,7 @@
 """A real Hub for the tests of this folder, in a process of its own."""
 
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,9 @@ from typing import Any
 
 import pytest
 import requests
+from part_processes import announcement, start_part
 
-from streamway.sandbox.processes import last_lines, read_json, wait_until, write_json
+from streamway.sandbox.processes import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +53,8 @@ def start_hub(tmp_path: Path) -> Iterator[Callable[..., RunningHub]]:
             "hf_stranger": {"name": "stranger", "models": []},
         }
         write_json(state_path / "hub" / "tokens.json", tokens)
-        log_path = state_path / "hub.log"
-        command = [sys.executable, "-m", "streamway.sandbox.hub", "--state", str(state_path), *options]
-        with log_path.open("wb") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-        record = state_path / "hub.json"
-        assert wait_until(lambda: read_json(record) is not None, seconds=30), last_lines(log_path)
-        return RunningHub(url=json.loads(record.read_text())["url"], state_path=state_path)
+        processes.append(start_part("hub", state_path, *options))
+        return RunningHub(url=announcement("hub", state_path)["url"], state_path=state_path)
 
     yield start
     for process in processes:

@@ -1,8 +1,6 @@
 """The sandbox's Anywhere Cache, asked by google-cloud-storage-control as it comes."""
 
-import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from google.cloud.storage_control_v2.services.storage_control.transports import 
 from google.longrunning import operations_pb2
 from google.oauth2.credentials import Credentials
 from google.protobuf import field_mask_pb2
+from part_processes import announcement, start_part
 
 from streamway.errors import SandboxError
 from streamway.sandbox.caches_registry import BucketPlace, Delays, RefusedError, Registry
@@ -32,18 +31,16 @@ class Part:
 
     def __init__(self, state_path: Path) -> None:
         self.state_path = state_path
-        self.bucket_process = start("bucket", state_path, "--buckets", "models=US-CENTRAL1,pair=US-EAST1+US-WEST1")
+        self.bucket_process = start_part("bucket", state_path, "--buckets", "models=US-CENTRAL1,pair=US-EAST1+US-WEST1")
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        (self.state_path / "caches.json").unlink(missing_ok=True)
         delays = ("--create-seconds", str(CREATE_SECONDS), "--update-seconds", "0.3", "--disable-seconds", "0.5")
-        return start("caches", self.state_path, *delays)
+        return start_part("caches", self.state_path, *delays)
 
     @property
     def announced(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.state_path / "caches.json").read_text())
-        return found
+        return announcement("caches", self.state_path)
 
     def start_again(self) -> None:
         self.process.kill()
@@ -70,20 +67,10 @@ class Part:
         return api.StorageControlClient(transport=transport)
 
     def new_bucket(self, name: str) -> str:
-        url = json.loads((self.state_path / "bucket.json").read_text())["url"]
+        url = announcement("bucket", self.state_path)["url"]
         body = {"name": name, "location": "US-CENTRAL1"}
         requests.post(f"{url}/storage/v1/b", json=body, timeout=10).raise_for_status()
         return f"projects/_/buckets/{name}"
-
-
-def start(part: str, state_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", f"streamway.sandbox.{part}", "--state", str(state_path), *arguments]
-    process = subprocess.Popen(command)
-    deadline = time.monotonic() + 30
-    while not (state_path / f"{part}.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, f"{part} did not start"
-        time.sleep(0.02)
-    return process
 
 
 @pytest.fixture(scope="module")

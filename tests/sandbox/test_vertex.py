@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +19,7 @@ from google.cloud.aiplatform import PipelineJob, PipelineJobSchedule
 from google.cloud.aiplatform_v1.types import PipelineState, PipelineTaskDetail, Schedule
 from kfp import Client, compiler, dsl
 from kfp.registry import RegistryClient
+from part_processes import announcement, start_part
 
 STATE = PipelineState
 
@@ -64,10 +63,8 @@ class Part:
 
     def __init__(self, state: Path) -> None:
         self.state = state
-        command = [sys.executable, "-m", "streamway.sandbox.vertex", "--state", str(state)]
-        self.process = subprocess.Popen(command)
-        wait_until((state / "vertex.json").exists)
-        self.announced = json.loads((state / "vertex.json").read_text())
+        self.process = start_part("vertex", state)
+        self.announced = announcement("vertex", state)
         self.url = self.announced["url"]
 
     def stop(self) -> int:

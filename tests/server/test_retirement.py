@@ -1,14 +1,11 @@
 """Nothing is taken away from under a server, and what goes with an endpoint is known before the first thing does."""
 
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from part_processes import announcement, start_part
 
 from streamway import storage
 from streamway.cluster import RELEASE_URI, ClusterConnection
@@ -83,25 +80,25 @@ def release_of(root: str, sha: str = SHA) -> str:
 
 
 @pytest.fixture(scope="module")
-def storage_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Cloud Storage with one bucket."""
+def cloud_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Cloud Storage with one bucket, and the API of its caches: what their clients are told."""
     folder = tmp_path_factory.mktemp("bucket")
-    command = [sys.executable, "-m", "streamway.sandbox.bucket", "--state", str(folder), "--buckets", "bucket=US"]
-    process = subprocess.Popen(command)
+    started = {"bucket": ("--buckets", "bucket=US-CENTRAL1"), "caches": ()}
+    processes = [start_part(part, folder, *arguments) for part, arguments in started.items()]
     try:
-        while not (folder / "bucket.json").exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        yield json.loads((folder / "bucket.json").read_text())["environment"]["STORAGE_EMULATOR_HOST"]
+        environments = [announcement(part, folder)["environment"] for part in started]
+        yield {name: value for environment in environments for name, value in environment.items()}
     finally:
-        process.terminate()
-        process.wait(20)
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(20)
 
 
 @pytest.fixture
-def bucket_root(storage_host: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket_root(cloud_storage: dict[str, str], namespace: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A root in the bucket, with nothing in it."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage_host)
+    for variable, value in cloud_storage.items():
+        monkeypatch.setenv(variable, value)
     return f"gs://bucket/{namespace}/models"
 
 
@@ -140,15 +137,17 @@ def test_a_release_that_another_endpoint_serves_from_stays(
         retire_releases(release_root=bucket_root, releases=[release_of(bucket_root)], namespace=namespace)
 
 
-def test_the_caches_of_a_bucket_that_is_streamed_from_stay(serve: Callable[..., Any], namespace: str) -> None:
-    serve("tiny")
-    assert plan(ROOT, namespace, cache_zones=["us-central1-a", "us-central1-a"]).zones == ("us-central1-a",)
+def test_the_caches_of_a_bucket_that_is_streamed_from_stay(
+    serve: Callable[..., Any], bucket_root: str, namespace: str
+) -> None:
+    serve("tiny", uri=release_of(bucket_root))
+    assert plan(bucket_root, namespace, cache_zones=["us-central1-a", "us-central1-a"]).zones == ("us-central1-a",)
     serve("other", uri=f"gs://bucket/elsewhere/org/m/{SHA}")
     with pytest.raises(InUseError, match=rf"caches of gs://bucket cannot be disabled: {namespace}/other"):
-        plan(ROOT, namespace, cache_zones=["us-central1-a"])
+        plan(bucket_root, namespace, cache_zones=["us-central1-a"])
     retire_server(name="tiny", namespace=namespace)
     with pytest.raises(InUseError, match=rf"caches of gs://bucket cannot be disabled: {namespace}/other"):
-        retire_cache(release_root=ROOT, zones=["us-central1-a"], namespace=namespace)
+        retire_cache(release_root=bucket_root, zones=["us-central1-a"], namespace=namespace)
 
 
 def test_deleting_a_release_leaves_nothing_of_it_and_all_of_the_next(root: str, namespace: str) -> None:

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -12,30 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from part_processes import announcement, start_part
 
 from streamway.storage import Patience
-
-START_SECONDS = 60
 
 
 class Part:
     """One process of the sandbox, with its faults and counters."""
 
     def __init__(self, name: str, state: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", f"streamway.sandbox.{name}", "--state", str(state), "--port", "0", *arguments]
-        self._process = subprocess.Popen(command, stderr=(state / f"{name}.log").open("w"))
+        self._process = start_part(name, state, *arguments)
         self.state = state
-        described = self._wait_for(state / f"{name}.json")
+        described = announcement(name, state)
         self.url: str = described["url"]
         self.environment: dict[str, str] = described["environment"]
-
-    def _wait_for(self, path: Path) -> dict[str, Any]:
-        deadline = time.monotonic() + START_SECONDS
-        while not path.exists():
-            assert self._process.poll() is None, "the part ended before it served"
-            assert time.monotonic() < deadline, "the part does not serve"
-            time.sleep(0.02)
-        return json.loads(path.read_text())
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

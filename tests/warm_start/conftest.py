@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from part_processes import announcement, start_part
 
 from streamway import gate, server, storage, warm_start
 from streamway.cluster import ClusterConnection, connect, run_in_container
@@ -67,17 +67,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
 
 
 def start(processes: list[subprocess.Popen[bytes]], folder: Path, part: str, *arguments: str) -> dict[str, Any]:
-    log_path, described = folder / f"{part}.log", folder / f"{part}.json"
-    command = [sys.executable, "-m", f"streamway.sandbox.{part}", "--state", str(folder), "--port", "0", *arguments]
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    processes.append(process)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        if described.exists():
-            return dict(json.loads(described.read_text()))
-        time.sleep(0.05)
-    raise AssertionError(f"{part} did not start:\n{log_path.read_text()}")
+    processes.append(start_part(part, folder, *arguments))
+    return announcement(part, folder)
 
 
 @pytest.fixture

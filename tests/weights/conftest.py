@@ -1,41 +1,23 @@
 """What the tests of checkpoint formats share: writers of checkpoints that need no torch, and a real bucket."""
 
-import json
-import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from part_processes import announcement, start_part
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-START_SECONDS = 60
 
 
 @pytest.fixture(scope="session")
 def _bucket_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     state = tmp_path_factory.mktemp("cloud")
-    arguments = ["--state", str(state), "--port", "0", "--buckets", "weights=US-CENTRAL1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamway.sandbox.bucket", *arguments], stderr=(state / "bucket.log").open("w")
-    )
-    described = _wait_for(state / "bucket.json", process)
-    yield described["environment"]
+    process = start_part("bucket", state, "--buckets", "weights=US-CENTRAL1")
+    yield announcement("bucket", state)["environment"]
     process.terminate()
     process.wait(30)
-
-
-def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    deadline = time.monotonic() + START_SECONDS
-    while not path.exists():
-        assert process.poll() is None, "the bucket ended before it served"
-        assert time.monotonic() < deadline, "the bucket does not serve"
-        time.sleep(0.02)
-    return json.loads(path.read_text())
 
 
 @pytest.fixture

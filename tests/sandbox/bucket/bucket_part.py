@@ -1,11 +1,8 @@
 """The sandbox's Cloud Storage as a process, with Google's own client and plain requests."""
 
 import base64
-import json
 import re
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import google_crc32c
 import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
+from part_processes import announcement, start_part
 
 MIB = 1024**2
 
@@ -33,24 +31,15 @@ class Part:
 
     @property
     def announced(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.state_path / "bucket.json").read_text())
-        return found
+        return announcement("bucket", self.state_path)
 
     @property
     def log(self) -> str:
-        return (self.state_path / "log").read_text()
+        return (self.state_path / "bucket.log").read_text()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        (self.state_path / "bucket.json").unlink(missing_ok=True)
         buckets = f"{BUCKET}=US-CENTRAL1,europe=EU,pair=US-CENTRAL1+US-EAST1"
-        command = [sys.executable, "-m", "streamway.sandbox.bucket", "--state", str(self.state_path)]
-        with (self.state_path / "log").open("ab") as log:
-            process = subprocess.Popen([*command, "--buckets", buckets], stderr=log)
-        deadline = time.monotonic() + 30
-        while not (self.state_path / "bucket.json").exists():
-            assert process.poll() is None and time.monotonic() < deadline, self.log
-            time.sleep(0.02)
-        return process
+        return start_part("bucket", self.state_path, "--buckets", buckets)
 
     def kill_and_start_again(self) -> None:
         self.process.kill()
