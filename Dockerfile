@@ -1,5 +1,8 @@
 # The image that the pipeline's components run in. No torch, no engine: weights are read as bytes.
-FROM python:3.11-slim AS build
+# tests/components/test_clean_environment.py runs the lines of the first stage and every component after them.
+ARG PYTHON=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON} AS build
 WORKDIR /build
 COPY pyproject.toml constraints.txt README.md ./
 COPY src src
@@ -8,7 +11,7 @@ COPY pipelines pipelines
 RUN python -m venv /opt/streamway \
     && /opt/streamway/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .
 
-FROM python:3.11-slim
+FROM ${PYTHON}
 COPY --from=build /opt/streamway /opt/streamway
 RUN useradd --uid 10001 --create-home streamway
 USER 10001
