@@ -24,7 +24,7 @@ from streamway.sandbox.bucket_answers import (
     resource,
     xml_document,
 )
-from streamway.sandbox.bucket_checksums import crc32c_of_row, decode_crc32c
+from streamway.sandbox.bucket_checksums import decode_crc32c
 from streamway.sandbox.bucket_store import (
     Conditions,
     Content,
@@ -35,6 +35,7 @@ from streamway.sandbox.bucket_store import (
     copy_ranges,
 )
 from streamway.sandbox.faults import send_file
+from streamway.storage.digests import join_crc32c
 
 _MOST_SOURCES = 32
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -147,7 +148,7 @@ class Objects:
         content = Content(
             path=path,
             size_bytes=sum(source.size_bytes for source in sources),
-            crc32c=crc32c_of_row([(decode_crc32c(source.crc32c), source.size_bytes) for source in sources]),
+            crc32c=join_crc32c([(decode_crc32c(source.crc32c), source.size_bytes) for source in sources]),
             component_count=sum(int(source.attributes.get("ComponentCount") or 1) for source in sources),
         )
         description = json_description(

@@ -29,7 +29,7 @@ from streamway.sandbox.bucket_answers import (
     xml_document,
 )
 from streamway.sandbox.bucket_bodies import store_body
-from streamway.sandbox.bucket_checksums import crc32c_of_row, encode_crc32c, new_md5
+from streamway.sandbox.bucket_checksums import encode_crc32c, new_md5
 from streamway.sandbox.bucket_store import (
     Conditions,
     Content,
@@ -41,6 +41,7 @@ from streamway.sandbox.bucket_store import (
     timestamp,
 )
 from streamway.sandbox.processes import read_json, write_json
+from streamway.storage.digests import join_crc32c
 
 LEAST_PART_BYTES = 5 * 1024**2
 MOST_PART_BYTES = 5 * 1024**3
@@ -243,7 +244,7 @@ class PartUploads:
         content = Content(
             path=path,
             size_bytes=size,
-            crc32c=crc32c_of_row([(part.crc32c, part.size_bytes) for part in parts]),
+            crc32c=join_crc32c([(part.crc32c, part.size_bytes) for part in parts]),
             component_count=len(parts),
         )
         description = Description(**session["description"])

@@ -15,7 +15,7 @@ from google.cloud.storage import transfer_manager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamway.sandbox.bucket_checksums import crc32c_of_row
+from streamway.storage.digests import join_crc32c
 
 
 def test_googles_client_uploads_parts_concurrently(part: Part, tmp_path: Path) -> None:
@@ -202,4 +202,4 @@ def test_memory_stays_flat_whatever_the_size(own_part: Part) -> None:
 @settings(deadline=None, max_examples=200)
 def test_checksum_of_a_row_is_the_checksum_of_the_whole(pieces: list[bytes]) -> None:
     row = [(google_crc32c.value(piece), len(piece)) for piece in pieces]
-    assert crc32c_of_row(row) == google_crc32c.value(b"".join(pieces))
+    assert join_crc32c(row) == google_crc32c.value(b"".join(pieces))
