@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from streamway import components
+from streamway import components, errors
 from streamway.errors import StreamwayError
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +118,64 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
     codes = {found.exit_code for found in classes if "exit_code" in vars(found)}
     assert len(codes) == len(classes)
     assert all(0 < code < 126 for code in codes)
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    drawn = re.findall(r"^ +([│├└─ ]*)(\w+Error) +(\d+)", errors.__doc__ or "", re.MULTILINE)
+    depths = {name: len(lines) // 4 for lines, name, _ in drawn}
+    assert {name: int(code) for _, name, code in drawn} == {
+        found.__name__: found.exit_code
+        for found in all_errors(StreamwayError)
+        if found.__module__ == "streamway.errors"
+    }
+    for name, depth in depths.items():
+        assert len(getattr(errors, name).__mro__) - len(StreamwayError.__mro__) == depth, name
+
+
+def all_files() -> list[Path]:
+    return [path for folder in (*ROOTS.values(), ROOT / "tests", ROOT / "benchmarks") for path in folder.rglob("*.py")]
+
+
+def test_no_file_is_longer_than_a_reader_holds() -> None:
+    long = {path: path.read_text().count("\n") for path in all_files()}
+    assert {str(path): lines for path, lines in long.items() if lines > 500} == {}
+
+
+def test_no_name_says_nothing() -> None:
+    assert [path for path in all_files() if {"utils", "helpers", "common", "manager"} & set(path.stem.split("_"))] == []
+
+
+def is_broad(handler: ast.ExceptHandler) -> bool:
+    caught = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else set()
+    return handler.type is None or bool({"Exception", "BaseException"} & caught)
+
+
+def test_no_error_of_every_kind_is_passed_over_in_silence() -> None:
+    silent = [
+        f"{path}:{handler.lineno}"
+        for path in all_files()
+        for handler in ast.walk(ast.parse(path.read_text()))
+        if isinstance(handler, ast.ExceptHandler) and is_broad(handler)
+        if all(isinstance(statement, ast.Pass | ast.Continue) for statement in handler.body)
+    ]
+    assert silent == []
+
+
+def shows_a_demand(test: ast.FunctionDef) -> bool:
+    calls = [node.func for node in ast.walk(test) if isinstance(node, ast.Call)]
+    names = {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls}
+    said = any(name in ("raises", "fail") or name.startswith("assert_") for name in names)
+    return said or any(isinstance(node, ast.Assert) for node in ast.walk(test))
+
+
+def test_every_test_shows_what_it_demands() -> None:
+    hollow = [
+        f"{path}:{node.lineno} {node.name}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not shows_a_demand(node)
+    ]
+    assert hollow == []
 
 
 def test_every_module_says_why_it_exists() -> None:

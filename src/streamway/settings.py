@@ -84,7 +84,7 @@ class ServerSettings(_Section):
 class QuestionSettings(_Section):
     """A question with a known answer."""
 
-    prompt: str = Field(min_length=1)
+    prompt: str = Field(min_length=1, description="What is asked.")
     expect: str | dict[str, Any] = Field(
         "", description="The answer; a tool's name for a tool call; empty asks for a sound answer only."
     )
@@ -105,7 +105,7 @@ class QuestionSettings(_Section):
 class SmokeSettings(_Section):
     """What the endpoint must answer."""
 
-    questions: tuple[QuestionSettings, ...] = ()
+    questions: tuple[QuestionSettings, ...] = Field((), description="Questions; none ask for a sound answer only.")
     allowed_regression: float = Field(
         0.0, ge=0, le=10, description="By what share figures may be worse than before; 0 does not compare."
     )
@@ -162,8 +162,10 @@ class PromotionSettings(_Section):
 
 
 class SandboxBucket(_Section):
-    name: str = Field(min_length=3)
-    location: str = "US-CENTRAL1"
+    """A bucket of the stand-in for Cloud Storage."""
+
+    name: str = Field(min_length=3, description="Its name.")
+    location: str = Field("US-CENTRAL1", description="Region, multi-region or dual-region, as Cloud Storage names it.")
 
 
 class SandboxSettings(_Section):
@@ -172,11 +174,11 @@ class SandboxSettings(_Section):
     engine_image: str = Field(
         "vllm/vllm-openai:*", description="Images that the local engine's environment stands for."
     )
-    buckets: tuple[SandboxBucket, ...] = ()
-    zone: str = "us-central1-a"
-    gpu_count: int = Field(1, ge=0, le=16)
+    buckets: tuple[SandboxBucket, ...] = Field((), description="Buckets that are there from the start.")
+    zone: str = Field("us-central1-a", description="Zone of the cluster's one node.")
+    gpu_count: int = Field(1, ge=0, le=16, description="GPUs that the node says it has.")
     vertex: bool = Field(False, description="Whether Vertex AI and Kubeflow are among the stand-ins.")
-    seed: Literal["real", "none"] = "real"
+    seed: Literal["real", "none"] = Field("real", description="Whether the Hub holds real models, or none.")
 
 
 class Settings(_Section):
