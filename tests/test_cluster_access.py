@@ -224,7 +224,8 @@ def gke_cluster(*, dns: str = "", traffic: bool = False) -> Any:
     )
 
 
-def test_the_dns_endpoint_of_gke_is_preferred() -> None:
+def test_the_dns_endpoint_of_gke_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     configuration = gke_configuration(
         gke_cluster(dns="gke-abc.us-central1.gke.goog", traffic=True), credentials=Renewing()
     )
@@ -262,6 +263,28 @@ def test_tokens_are_renewed_when_a_request_finds_them_old() -> None:
     later = configuration.get_api_key_with_prefix("authorization")
 
     assert (first, again, later) == ("Bearer token-1", "Bearer token-1", "Bearer token-2")
+
+
+def test_the_proxy_of_the_environment_is_taken_for_everything_but_this_machine(
+    server: Server, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, server.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "0.0.0.0")
+    assert connect().address == server.url
+    assert server.paths == ["/api"]
+
+    for host, through in (("cluster.example.com", True), ("0.0.0.0", False)):
+        write_kubeconfig(kubeconfig, f"http://{host}:9")
+        server.paths.clear()
+        server.answers[f"http://{host}:9/api"] = [(200, API)]
+        if through:
+            connect(timeout_seconds=0.5)
+        else:
+            with pytest.raises(ClusterUnreachableError):
+                connect(timeout_seconds=0.2)
+        assert server.paths == ([f"http://{host}:9/api"] if through else [])
 
 
 @pytest.mark.parametrize("cluster", ["projects/p/locations/l/clusters/c", "projects/p/locations/l/memberships/m"])

@@ -6,11 +6,15 @@ import os
 import re
 import tempfile
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
+from requests.utils import get_environ_proxies
 
 from streamway.cluster.connection import ClusterConnection, sentence
 from streamway.errors import ApiServerError, ClusterPermissionError, ClusterUnreachableError, SettingsError
@@ -21,8 +25,25 @@ _CLOUD_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 # Credentials are renewed this long before they expire, so that none expires between the check and its use.
 _EXPIRY_MARGIN_SECONDS = 120
 _CONNECTIONS = 16
+# Authorities of public certificates other than certifi's, as OpenSSL and kubectl know them.
+_AUTHORITIES = "SSL_CERT_FILE"
 # An address where nobody listens is told soon; a slow one has the caller's time.
 _RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """A way to a cluster.
+
+    Args:
+        name: What the user calls it, for messages.
+        configuration: Of the kubernetes client.
+        renew: Has the credentials made anew, although they look valid.
+    """
+
+    name: str
+    configuration: Any
+    renew: Callable[[], None]
 
 
 def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnection:
@@ -39,22 +60,22 @@ def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnect
         ClusterUnreachableError: there is no such cluster, it does not answer, or it does not know us.
     """
     if not cluster or cluster.startswith("context:"):
-        configuration, name = _from_kubeconfig(cluster.removeprefix("context:"))
+        way = _from_kubeconfig(cluster.removeprefix("context:"))
     elif is_gke_name(cluster):
-        configuration, name = _from_gke(cluster, timeout_seconds)
+        found, credentials = find_gke_cluster(cluster, timeout_seconds)
+        way = _cloud_way(cluster, gke_configuration(found, credentials=credentials), credentials)
     elif match := _MEMBERSHIP_NAME.fullmatch(cluster):
-        configuration, name = (
-            gateway_configuration(*match.groups(), credentials=_cloud_credentials()),
-            cluster,
-        )
+        credentials = _cloud_credentials()
+        way = _cloud_way(cluster, gateway_configuration(*match.groups(), credentials=credentials), credentials)
     else:
         raise SettingsError(
             f"cluster is {cluster!r}, which names no cluster.",
             next_step="Leave it empty for KUBECONFIG, or write context:NAME, projects/P/locations/L/clusters/C or "
             "projects/P/locations/L/memberships/M.",
         )
-    configuration.connection_pool_maxsize = _CONNECTIONS
-    connection = ClusterConnection(kubernetes_client.ApiClient(configuration), name=name)
+    way.configuration.connection_pool_maxsize = _CONNECTIONS
+    _go_through_proxy(way.configuration)
+    connection = ClusterConnection(kubernetes_client.ApiClient(way.configuration), name=way.name, renew=way.renew)
     _prove(connection, timeout_seconds)
     return connection
 
@@ -74,6 +95,7 @@ def gke_configuration(cluster: Any, *, credentials: Any) -> Any:
     dns = endpoints.dns_endpoint_config
     if dns.endpoint and dns.allow_external_traffic:
         configuration.host = f"https://{dns.endpoint}"
+        configuration.ssl_ca_cert = os.environ.get(_AUTHORITIES)
     else:
         address = cluster.endpoint or endpoints.ip_endpoints_config.private_endpoint
         configuration.host = f"https://{address}"
@@ -97,38 +119,68 @@ def gateway_configuration(project: str, location: str, membership: str, *, crede
         f"https://{region}connectgateway.googleapis.com/v1/projects/{project}/locations/{location}"
         f"/gkeMemberships/{membership}"
     )
+    configuration.ssl_ca_cert = os.environ.get(_AUTHORITIES)
     _renew_with(configuration, credentials)
     return configuration
 
 
-def _from_kubeconfig(context: str) -> tuple[Any, str]:
+def _from_kubeconfig(context: str) -> _Way:
     # The environment is read here and not by the kubernetes package, which reads it once when it is imported.
     chosen = os.environ.get("KUBECONFIG", "")
     path = chosen or str(Path.home() / ".kube" / "config")
     configuration = kubernetes_client.Configuration()
     if not chosen and not Path(path).exists() and os.environ.get("KUBERNETES_SERVICE_HOST"):
-        kubernetes_config.load_incluster_config(client_configuration=configuration)
-        return configuration, "this cluster"
-    try:
-        kubernetes_config.load_kube_config(
-            config_file=path,
-            context=context or None,
-            client_configuration=configuration,
-            persist_config=False,
-        )
-    except (kubernetes_config.ConfigException, OSError, ValueError) as error:
-        raise ClusterUnreachableError(
-            f"The kubeconfig {path} gives no cluster{f' for context {context!r}' if context else ''}: "
-            f"{sentence(error)}",
-            next_step="Set KUBECONFIG to a file that kubectl can use, or name a GKE cluster as "
-            "projects/P/locations/L/clusters/C.",
-        ) from error
-    return configuration, f"context {context!r}" if context else f"kubeconfig {path}"
+        return _from_inside(configuration)
+
+    def load() -> None:
+        try:
+            kubernetes_config.load_kube_config(
+                config_file=path,
+                context=context or None,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+        except (kubernetes_config.ConfigException, OSError, ValueError) as error:
+            raise ClusterUnreachableError(
+                f"The kubeconfig {path} gives no cluster{f' for context {context!r}' if context else ''}: "
+                f"{sentence(error)}",
+                next_step="Set KUBECONFIG to a file that kubectl can use, or name a GKE cluster as "
+                "projects/P/locations/L/clusters/C.",
+            ) from error
+
+    load()
+    name = f"context {context!r}" if context else f"kubeconfig {path}"
+    return _Way(name=name, configuration=configuration, renew=load)
 
 
-def _from_gke(name: str, timeout_seconds: float) -> tuple[Any, str]:
-    cluster, credentials = find_gke_cluster(name, timeout_seconds)
-    return gke_configuration(cluster, credentials=credentials), name
+def _from_inside(configuration: Any) -> _Way:
+    def load() -> None:
+        try:
+            kubernetes_config.load_incluster_config(client_configuration=configuration)
+        except (kubernetes_config.ConfigException, OSError) as error:
+            raise ClusterUnreachableError(
+                f"This pod has no way to the API server of its cluster: {sentence(error)}",
+                next_step="Give the pod a service account and its token (automountServiceAccountToken), or name a "
+                "cluster as projects/P/locations/L/clusters/C.",
+            ) from error
+
+    load()
+    return _Way(name="this cluster", configuration=configuration, renew=load)
+
+
+def _cloud_way(name: str, configuration: Any, credentials: Any) -> _Way:
+    return _Way(name=name, configuration=configuration, renew=lambda: _refresh(credentials))
+
+
+def _go_through_proxy(configuration: Any) -> None:
+    """Take the proxy of the environment, as kubectl does, and as it does not for this machine itself.
+
+    https://pkg.go.dev/golang.org/x/net/http/httpproxy#Config.ProxyFunc
+    """
+    address = urlsplit(configuration.host)
+    host = address.hostname or ""
+    if host not in ("localhost", "::1") and not host.startswith("127."):
+        configuration.proxy = get_environ_proxies(configuration.host).get(address.scheme)
 
 
 def is_gke_name(name: str) -> bool:
@@ -175,25 +227,31 @@ def _cloud_credentials() -> Any:
 
 def _renew_with(configuration: Any, credentials: Any) -> None:
     """Give a client a token now, and a fresh one whenever a request finds it near its end."""
-    from google.auth.exceptions import GoogleAuthError
-    from google.auth.transport.requests import Request
-
     lock = threading.Lock()
 
     def renew(target: Any) -> None:
         with lock:
             if not credentials.token or _seconds_left(credentials) < _EXPIRY_MARGIN_SECONDS:
-                try:
-                    credentials.refresh(Request())
-                except GoogleAuthError as error:
-                    raise ClusterUnreachableError(
-                        f"The Google Cloud credentials cannot be renewed: {sentence(error)}",
-                        next_step="Run `gcloud auth application-default login` and go on.",
-                    ) from error
+                _refresh(credentials)
             target.api_key["authorization"] = credentials.token
 
+    # The client asks the hook only for a key that is there.
+    configuration.api_key["authorization"] = ""
     configuration.api_key_prefix["authorization"] = "Bearer"
     configuration.refresh_api_key_hook = renew
+
+
+def _refresh(credentials: Any) -> None:
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import Request
+
+    try:
+        credentials.refresh(Request())
+    except GoogleAuthError as error:
+        raise ClusterUnreachableError(
+            f"The Google Cloud credentials cannot be renewed: {sentence(error)}",
+            next_step="Run `gcloud auth application-default login` and go on.",
+        ) from error
 
 
 def _seconds_left(credentials: Any) -> float:

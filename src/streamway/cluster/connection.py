@@ -10,8 +10,9 @@ import json
 import logging
 import re
 import ssl
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +72,14 @@ class ClusterConnection:
         api_client: A configured kubernetes client. Its credentials are asked for again with every request, so a
             token that is renewed during a long wait is used.
         name: What the user called the cluster, for messages.
+        renew: Has the credentials made anew; called when the API server does not accept those that looked valid, as
+            it happens where a token was revoked or rotated, or a clock is wrong.
     """
 
-    def __init__(self, api_client: Any, *, name: str) -> None:
+    def __init__(self, api_client: Any, *, name: str, renew: Callable[[], None] = lambda: None) -> None:
         self._client = api_client
+        self._renew = renew
+        self._renewing = threading.Lock()
         self._pool: urllib3.PoolManager = api_client.rest_client.pool_manager
         self.name = name
         self.address: str = api_client.configuration.host.rstrip("/")
@@ -160,23 +165,31 @@ class ClusterConnection:
         Raises:
             ClusterUnreachableError, ClusterPermissionError, ApiServerError: as `request`.
         """
-        headers: dict[str, str] = {}
-        self._client.update_params_for_auth(headers, [], ["BearerToken"])
         url = get_websocket_url(self.address + path, query)
-        configuration = self._client.configuration
+        headers = self._credentials()
         try:
-            return websocket.create_connection(
-                url,
-                timeout=timeout_seconds,
-                sslopt=_tls_options(configuration),
-                header=[f"{name}: {value}" for name, value in headers.items()],
-                subprotocols=["v4.channel.k8s.io"],
-                **websocket_proxycare({}, configuration, url, headers),
-            )
+            try:
+                return self._dial(url, headers, timeout_seconds)
+            except websocket.WebSocketBadStatusException as error:
+                fresh = self._fresh_credentials(headers) if error.status_code == 401 else None
+                if fresh is None:
+                    raise
+            return self._dial(url, fresh, timeout_seconds)
         except websocket.WebSocketBadStatusException as error:
             raise self.refusal(error.status_code, error.resp_body or b"", "GET", path) from error
         except (websocket.WebSocketException, OSError) as error:
             raise self._unreachable(error) from error
+
+    def _dial(self, url: str, headers: dict[str, str], timeout_seconds: float) -> Any:
+        configuration = self._client.configuration
+        return websocket.create_connection(
+            url,
+            timeout=timeout_seconds,
+            sslopt=_tls_options(configuration),
+            header=[f"{name}: {value}" for name, value in headers.items()],
+            subprotocols=["v4.channel.k8s.io"],
+            **websocket_proxycare({}, configuration, url, headers),
+        )
 
     def service_proxy(self, namespace: str, service: str, port: int | str) -> "ServiceProxy":
         """HTTP to a Service inside the cluster, through the API server."""
@@ -197,20 +210,44 @@ class ClusterConnection:
         Raises:
             ClusterUnreachableError: nothing answered.
         """
-        headers = {"Accept": "application/json, */*", "Content-Type": content_type, "User-Agent": "streamway"}
-        self._client.update_params_for_auth(headers, [], ["BearerToken"])
-        try:
+        plain = {"Accept": "application/json, */*", "Content-Type": content_type, "User-Agent": "streamway"}
+        url = self.address + path + (f"?{urlencode(_plain(query))}" if query else "")
+        data = None if body is None else json.dumps(body).encode()
+
+        def ask(credentials: dict[str, str]) -> urllib3.BaseHTTPResponse:
+            headers = plain | credentials
             return self._pool.request(
-                method,
-                self.address + path + (f"?{urlencode(_plain(query))}" if query else ""),
-                body=None if body is None else json.dumps(body).encode(),
-                headers=headers,
-                timeout=timeout,
-                retries=False,
-                preload_content=False,
+                method, url, body=data, headers=headers, timeout=timeout, retries=False, preload_content=False
             )
+
+        credentials = self._credentials()
+        try:
+            response = ask(credentials)
+            # What was refused for its credentials has not been done, so it may be asked again, whatever it is.
+            if response.status == 401 and (fresh := self._fresh_credentials(credentials)) is not None:
+                response.drain_conn()
+                response.release_conn()
+                response = ask(fresh)
         except urllib3.exceptions.HTTPError as error:
             raise self._unreachable(error) from error
+        return response
+
+    def _credentials(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        return headers
+
+    def _fresh_credentials(self, refused: dict[str, str]) -> dict[str, str] | None:
+        """Credentials other than those that were refused; None where there are none."""
+        with self._renewing:
+            # Another thread may have been refused, and have had them made anew, in the meantime.
+            if self._credentials() == refused:
+                self._renew()
+            found = self._credentials()
+        if found == refused:
+            return None
+        logger.info("the API server does not accept our credentials any more; going on with new ones")
+        return found
 
     def _request_once(
         self, method: str, path: str, query: Any, body: Any, content_type: str, deadline: float
