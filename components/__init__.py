@@ -1,5 +1,6 @@
 """The contracts of the pipelines, one component in each file."""
 
+from streamway.components.check_parameters import check_parameters
 from streamway.components.convert_weights import convert_weights
 from streamway.components.deploy_server import deploy_server
 from streamway.components.enable_cache import enable_cache
@@ -15,6 +16,7 @@ from streamway.components.smoke_test import smoke_test
 from streamway.components.upload_model import upload_model
 
 __all__ = [
+    "check_parameters",
     "convert_weights",
     "deploy_server",
     "enable_cache",

@@ -19,6 +19,7 @@ def plan_retirement(
     older_releases: bool = False,
     releases: list = [],  # noqa: B006
     despite_unseen: bool = False,
+    cache_wait_minutes: float = 0.0,
 ) -> NamedTuple("Outputs", [("releases", list), ("cache_zones", list)]):
     """Refuse before anything is touched, if something else serves from what would be taken away.
 
@@ -36,6 +37,7 @@ def plan_retirement(
             serves from it.
         releases: More releases to delete, as URIs.
         despite_unseen: Whether to go on although Deployments of some namespaces may not be listed.
+        cache_wait_minutes: What retire_cache will be told, to be judged before anything is touched.
 
     Returns:
         releases: Releases to delete.
@@ -54,6 +56,7 @@ def plan_retirement(
             older_releases=older_releases,
             releases=releases,
             despite_unseen=despite_unseen,
+            cache_wait_minutes=cache_wait_minutes,
             remembered=report.served_releases(run_uri, name=name, namespace=namespace),
         )
         step.keep(plan)

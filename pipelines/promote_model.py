@@ -1,9 +1,11 @@
 """promote_model: a release that has passed one stage serves in the next one, without the Hub."""
 
+from typing import Any
+
 from kfp import dsl
 
 from streamway.components import promote_release, report_run
-from streamway.pipelines.serving import ENGINE_IMAGE, serve_and_prove
+from streamway.pipelines.serving import ENGINE_IMAGE, check_form, serve_and_prove
 from streamway.pipelines.workers import asker, mover
 
 
@@ -53,8 +55,9 @@ def promote_model(
     3. Deploy vLLM, which streams the weights from the bucket.
     4. Smoke-test the new revision; traffic moves to it only if it answers correctly.
 
-    Where a stage is named, the release's gate is written: it has passed this stage too. Whatever happens, the exit
-    handler writes the run's report.
+    While the release is copied, every parameter is judged that a later step would stumble over. Where a stage is
+    named, the release's gate is written: it has passed this stage too. Whatever happens, the exit handler writes the
+    run's report.
 
     Args:
         model_id: Hugging Face model id, as `org/name`.
@@ -94,7 +97,47 @@ def promote_model(
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
     finish = asker(report_run(run_uri=run_uri, name=name, namespace=namespace), "Report")
 
+    chosen: dict[str, Any] = {
+        "endpoint": {"name": name, "cluster": cluster, "namespace": namespace},
+        "caching": {"zones": cache_zones, "ttl_hours": cache_ttl_hours, "ingest_on_write": cache_ingest_on_write},
+        "server": {
+            "image": image,
+            "accelerator": accelerator,
+            "gpu_count": gpu_count,
+            "zone": zone,
+            "engine_arguments": engine_arguments,
+            "environment": environment,
+            "strategy": strategy,
+            "keep_hours": keep_hours,
+            "served_model_name": served_model_name,
+            "service_account": service_account,
+            "replicas": replicas,
+            "max_replicas": max_replicas,
+            "spot": spot,
+            "node_selector": node_selector,
+            "tolerations": tolerations,
+            "warm_start": warm_start,
+        },
+        "proof": {
+            "questions": questions,
+            "allowed_regression": allowed_regression,
+            "chat_required": chat_required,
+            "min_context_length": min_context_length,
+        },
+    }
+
     with dsl.ExitHandler(finish, name="promotion"):
+        checked = check_form(
+            model_id=model_id,
+            release_root=release_root,
+            run_uri=run_uri,
+            stage=stage,
+            commit_sha=commit_sha,
+            source_root=source_root,
+            requires=requires,
+            **chosen,
+        )
+
         promoted = promote_release(
             model_id=model_id,
             commit_sha=commit_sha,
@@ -107,36 +150,12 @@ def promote_model(
 
         serve_and_prove(
             promoted,
+            checked=checked,
             number=2,
             model_id=model_id,
             commit_sha=commit_sha,
             release_root=release_root,
             run_uri=run_uri,
             stage=stage,
-            endpoint={"name": name, "cluster": cluster, "namespace": namespace},
-            caching={"zones": cache_zones, "ttl_hours": cache_ttl_hours, "ingest_on_write": cache_ingest_on_write},
-            server={
-                "image": image,
-                "accelerator": accelerator,
-                "gpu_count": gpu_count,
-                "zone": zone,
-                "engine_arguments": engine_arguments,
-                "environment": environment,
-                "strategy": strategy,
-                "keep_hours": keep_hours,
-                "served_model_name": served_model_name,
-                "service_account": service_account,
-                "replicas": replicas,
-                "max_replicas": max_replicas,
-                "spot": spot,
-                "node_selector": node_selector,
-                "tolerations": tolerations,
-                "warm_start": warm_start,
-            },
-            proof={
-                "questions": questions,
-                "allowed_regression": allowed_regression,
-                "chat_required": chat_required,
-                "min_context_length": min_context_length,
-            },
+            **chosen,
         )

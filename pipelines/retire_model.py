@@ -61,6 +61,7 @@ def retire_model(
             older_releases=older_releases,
             releases=releases,
             despite_unseen=despite_unseen,
+            cache_wait_minutes=cache_wait_minutes,
         )
         asker(planned, "1 Plan")
 

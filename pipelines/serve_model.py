@@ -1,9 +1,11 @@
 """serve_model: from a model id to an endpoint that has answered correctly."""
 
+from typing import Any
+
 from kfp import dsl
 
 from streamway.components import convert_weights, pull_model, report_run, upload_model
-from streamway.pipelines.serving import ENGINE_IMAGE, serve_and_prove
+from streamway.pipelines.serving import ENGINE_IMAGE, check_form, serve_and_prove
 from streamway.pipelines.workers import asker, mover
 
 
@@ -56,8 +58,8 @@ def serve_model(
     5. Deploy vLLM, which streams the weights from the bucket.
     6. Smoke-test the new revision; traffic moves to it only if it answers correctly.
 
-    Where a stage is named, the release's gate is written: it has passed this stage. Whatever happens, the exit
-    handler writes the run's report.
+    While the model is pulled, every parameter is judged that a later step would stumble over. Where a stage is named,
+    the release's gate is written: it has passed this stage. Whatever happens, the exit handler writes the run's report.
 
     Args:
         model_id: Hugging Face model id, as `org/name`.
@@ -98,7 +100,44 @@ def serve_model(
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
     finish = asker(report_run(run_uri=run_uri, name=name, namespace=namespace), "Report")
 
+    chosen: dict[str, Any] = {
+        "endpoint": {"name": name, "cluster": cluster, "namespace": namespace},
+        "caching": {"zones": cache_zones, "ttl_hours": cache_ttl_hours, "ingest_on_write": cache_ingest_on_write},
+        "server": {
+            "image": image,
+            "accelerator": accelerator,
+            "gpu_count": gpu_count,
+            "zone": zone,
+            "engine_arguments": engine_arguments,
+            "environment": environment,
+            "strategy": strategy,
+            "keep_hours": keep_hours,
+            "served_model_name": served_model_name,
+            "service_account": service_account,
+            "replicas": replicas,
+            "max_replicas": max_replicas,
+            "spot": spot,
+            "node_selector": node_selector,
+            "tolerations": tolerations,
+            "warm_start": warm_start,
+        },
+        "proof": {
+            "questions": questions,
+            "allowed_regression": allowed_regression,
+            "chat_required": chat_required,
+            "min_context_length": min_context_length,
+        },
+    }
+
     with dsl.ExitHandler(finish, name="six steps"):
+        checked = check_form(
+            model_id=model_id,
+            release_root=release_root,
+            run_uri=run_uri,
+            stage=stage,
+            **chosen,
+        )
+
         pulled = pull_model(
             model_id=model_id,
             revision=revision,
@@ -118,7 +157,7 @@ def serve_model(
             snapshot=pulled.outputs["snapshot"],
             token_secret=token_secret,
         )
-        mover(converted, "2 Convert")
+        mover(converted.after(checked), "2 Convert")
 
         published = upload_model(
             release_root=release_root,
@@ -129,36 +168,12 @@ def serve_model(
 
         serve_and_prove(
             published,
+            checked=checked,
             number=4,
             model_id=model_id,
             commit_sha=pulled.outputs["commit_sha"],
             release_root=release_root,
             run_uri=run_uri,
             stage=stage,
-            endpoint={"name": name, "cluster": cluster, "namespace": namespace},
-            caching={"zones": cache_zones, "ttl_hours": cache_ttl_hours, "ingest_on_write": cache_ingest_on_write},
-            server={
-                "image": image,
-                "accelerator": accelerator,
-                "gpu_count": gpu_count,
-                "zone": zone,
-                "engine_arguments": engine_arguments,
-                "environment": environment,
-                "strategy": strategy,
-                "keep_hours": keep_hours,
-                "served_model_name": served_model_name,
-                "service_account": service_account,
-                "replicas": replicas,
-                "max_replicas": max_replicas,
-                "spot": spot,
-                "node_selector": node_selector,
-                "tolerations": tolerations,
-                "warm_start": warm_start,
-            },
-            proof={
-                "questions": questions,
-                "allowed_regression": allowed_regression,
-                "chat_required": chat_required,
-                "min_context_length": min_context_length,
-            },
+            **chosen,
         )

@@ -7,15 +7,58 @@ from typing import Any
 
 from kfp import dsl
 
-from streamway.components import deploy_server, enable_cache, record_passage, smoke_test
+from streamway.components import check_parameters, deploy_server, enable_cache, record_passage, smoke_test
 from streamway.pipelines.workers import asker, judge
 
 ENGINE_IMAGE = "vllm/vllm-openai:v0.32.0"
+_NEVER_WRONG = ("spot", "warm_start", "chat_required")
+
+
+def check_form(
+    *,
+    model_id: Any,
+    release_root: Any,
+    run_uri: Any,
+    stage: Any,
+    endpoint: dict[str, Any],
+    caching: dict[str, Any],
+    server: dict[str, Any],
+    proof: dict[str, Any],
+    **promotion: Any,
+) -> dsl.PipelineTask:
+    """Add the judgement of what the later steps are given, which runs beside the first step.
+
+    Beside it and not before it, because a worker takes a minute to start; what costs time or money waits for it.
+
+    Args:
+        model_id: Hugging Face model id.
+        release_root: Where releases live.
+        run_uri: Where this run keeps its journal.
+        stage: Stage that this run proves the release for.
+        endpoint: As in `serve_and_prove`, like the next three.
+        caching: Parameters of enable_cache.
+        server: Parameters of deploy_server.
+        proof: Parameters of smoke_test.
+        promotion: What is promoted: `commit_sha`, `source_root` and `requires`.
+    """
+    checked = check_parameters(
+        model_id=model_id,
+        release_root=release_root,
+        run_uri=run_uri,
+        stage=stage,
+        cache_zones=caching["zones"],
+        cache_ttl_hours=caching["ttl_hours"],
+        **endpoint,
+        **{name: value for name, value in {**server, **proof}.items() if name not in _NEVER_WRONG},
+        **promotion,
+    )
+    return asker(checked, "Parameters")
 
 
 def serve_and_prove(
     published: dsl.PipelineTask,
     *,
+    checked: dsl.PipelineTask,
     number: int,
     model_id: Any,
     commit_sha: Any,
@@ -31,6 +74,7 @@ def serve_and_prove(
 
     Args:
         published: The task that gives `release` and `size_bytes`.
+        checked: The task that judges the parameters.
         number: Number of the first of these steps, for their titles.
         model_id: Hugging Face model id.
         commit_sha: The release's commit.
@@ -50,7 +94,7 @@ def serve_and_prove(
         cluster=cluster,
         **caching,
     )
-    asker(cached, f"{number} Cache")
+    asker(cached.after(checked), f"{number} Cache")
 
     deployed = deploy_server(
         model_id=model_id,

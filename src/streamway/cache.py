@@ -141,7 +141,8 @@ def enable_cache(
         CacheError: a parameter or a zone is wrong, the API refuses, or it does not answer in time.
     """
     wanted = tuple(dict.fromkeys(zones))
-    _check(ttl_seconds, wait, timeout_seconds)
+    check_request(zones=wanted, ttl_seconds=ttl_seconds)
+    _check_wait(wait, timeout_seconds)
     if not wanted:
         log.info("No zone was asked for, so gs://%s gets no cache.", bucket)
         return CacheResult(bucket=bucket, location="", zones=(), cost=None, note="No zone was asked for.")
@@ -393,12 +394,27 @@ def _disable(control: CacheControl, zone: str) -> ZoneCache:
         ) from error
 
 
-def _check(ttl_seconds: int, wait: str, timeout_seconds: float) -> None:
+def check_request(*, zones: Sequence[str], ttl_seconds: int) -> None:
+    """Check what can be judged without asking Cloud Storage: the names of zones, and how long entries live.
+
+    Raises:
+        CacheError: one of them cannot be.
+    """
     if not LEAST_TTL_SECONDS <= ttl_seconds <= MOST_TTL_SECONDS:
         raise CacheError(
-            f"ttl_seconds is {ttl_seconds}; expected {LEAST_TTL_SECONDS} (1 hour) to {MOST_TTL_SECONDS} (7 days).",
-            next_step="Correct it in the configuration; 86400, a day, is Google's default.",
+            f"ttl_seconds is {ttl_seconds}; expected {LEAST_TTL_SECONDS} (1 hour) to {MOST_TTL_SECONDS} (7 days); "
+            f"a ttl of {ttl_seconds / 3600:g} hours was asked for.",
+            next_step="Ask for 1 to 168 hours; 24, a day, is Google's default.",
         )
+    malformed = [zone for zone in zones if not _ZONE.fullmatch(zone)]
+    if malformed:
+        raise CacheError(
+            f"{malformed[0]!r} is not the name of a zone; expected one such as us-central1-a.",
+            next_step="Correct it in the configuration; `gcloud compute zones list` names all of them.",
+        )
+
+
+def _check_wait(wait: str, timeout_seconds: float) -> None:
     if wait not in ("none", "running"):
         raise CacheError(f"wait is {wait!r}; expected 'none' or 'running'.", next_step="Use one of the two.")
     if timeout_seconds <= 0:
@@ -409,12 +425,7 @@ def _check(ttl_seconds: int, wait: str, timeout_seconds: float) -> None:
 
 def _check_zones(control: CacheControl, zones: Sequence[str]) -> str:
     """Return the bucket's location, in which every zone must be."""
-    malformed = [zone for zone in zones if not _ZONE.fullmatch(zone)]
-    if malformed:
-        raise CacheError(
-            f"{malformed[0]!r} is not the name of a zone; expected one such as us-central1-a.",
-            next_step="Correct it in the configuration; `gcloud compute zones list` names all of them.",
-        )
+    check_request(zones=zones, ttl_seconds=DEFAULT_TTL_SECONDS)
     layout = control.layout()
     regions = tuple(layout.custom_placement_config.data_locations)
     where = " and ".join(regions) or layout.location

@@ -16,10 +16,12 @@ from streamway import cache, storage
 from streamway.cluster import resolve_zones
 from streamway.errors import CacheError, ClusterPermissionError, InUseError, SettingsError
 from streamway.server.serving import Serving, Survey, list_serving, survey_serving
-from streamway.storage.layout import MANIFEST_SUFFIX, manifest_uri_of
+from streamway.storage.layout import MANIFEST_SUFFIX, ModelLayout, manifest_uri_of
 
 log = logging.getLogger("streamway.retirement")
 
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_ANY_COMMIT = "0" * 40
 _RELEASE_PATH = re.compile(r"([A-Za-z0-9][\w.-]*/){1,2}[0-9a-f]{40}")
 _MANIFEST = re.compile(r"(?P<sha>[0-9a-f]{40})" + re.escape(MANIFEST_SUFFIX))
 _MOST_NAMED = 5
@@ -79,6 +81,7 @@ def plan_retirement(
     older_releases: bool = False,
     releases: Sequence[str] = (),
     despite_unseen: bool = False,
+    cache_wait_minutes: float = 0.0,
     remembered: Sequence[str] = (),
 ) -> RetirementPlan:
     """Find what goes with an endpoint, and refuse where somebody else still uses it.
@@ -95,6 +98,7 @@ def plan_retirement(
             else serves from it.
         releases: More releases to delete, such as those of an endpoint that is gone already.
         despite_unseen: Whether to go on although some namespaces cannot be looked into.
+        cache_wait_minutes: What `retire_cache` will be told, to be judged now.
         remembered: Releases that reports remember of this endpoint, the newest first. They say which models it served,
             and the newest one stands for what an endpoint that is gone already served last.
 
@@ -102,10 +106,16 @@ def plan_retirement(
         InUseError: another endpoint serves from a release that would be deleted, or from the bucket whose caches
             would be disabled.
         ClusterPermissionError: whether one does cannot be known, because namespaces may not be looked into.
-        SettingsError: a release is not under the root, caches are asked for where there is no bucket, or older
-            releases are asked for and the newest one is not.
+        CacheError: a zone is none, or none that the bucket could be cached in.
+        SettingsError: a name is none, a release is not under the root, caches are asked for where there is no bucket,
+            or older releases are asked for and the newest one is not.
     """
+    _check_names(name, namespace, release_root)
     _check_asked(release_root, cache_zones, releases, delete_releases=delete_releases, older_releases=older_releases)
+    _check_wait(cache_wait_minutes)
+    zones = tuple(dict.fromkeys(resolve_zones(cache_zones, cluster)))
+    if zones:
+        cache.check_zones(bucket=storage.bucket_of(release_root), zones=zones)
     shared = bool(cache_zones or delete_releases or releases)
     # Without caches and releases nothing is shared, and rights in one namespace are enough.
     survey = (
@@ -133,7 +143,7 @@ def plan_retirement(
         deployments=tuple(sorted(entry.deployment for entry in own)),
         releases=tuple(sorted(doomed)),
         bucket=bucket,
-        zones=tuple(dict.fromkeys(resolve_zones(cache_zones, cluster))),
+        zones=zones,
         forgets_starts=delete_releases,
         stays=() if older_releases else tuple(sorted(older)),
         in_use=tuple(sorted(in_use)),
@@ -166,11 +176,7 @@ def retire_cache(
         CacheError: they are not gone in time, or somebody has enabled one again; the others are disabled all the same.
         SettingsError: that is no time to wait.
     """
-    if not 0 <= wait_minutes <= _MOST_WAIT_MINUTES:
-        raise SettingsError(
-            f"cache_wait_minutes is {wait_minutes:g}; expected 0 to {_MOST_WAIT_MINUTES:g}, a day.",
-            next_step="Give it 90: Cloud Storage takes about an hour. 0 waits for nothing.",
-        )
+    _check_wait(wait_minutes)
     bucket = storage.bucket_of(release_root) if zones else ""
     if zones:
         survey = _survey(cluster, namespace, release_root, despite_unseen=despite_unseen)
@@ -205,6 +211,24 @@ def retire_releases(
     return sum(_delete_release(uri.rstrip("/")) for uri in releases)
 
 
+def _check_names(name: str, namespace: str, release_root: str) -> None:
+    ModelLayout(release_root, "any/model", _ANY_COMMIT)
+    for kind, value, noun, next_step in (
+        ("name", name, "an endpoint", "`streamway status` shows what is served."),
+        ("namespace", namespace, "a namespace", "Name the one where the endpoint is."),
+    ):
+        if not _NAME.fullmatch(value):
+            raise SettingsError(f"{kind} is {value!r}, expected the name of {noun}.", next_step=next_step)
+
+
+def _check_wait(minutes: float) -> None:
+    if not 0 <= minutes <= _MOST_WAIT_MINUTES:
+        raise SettingsError(
+            f"cache_wait_minutes is {minutes:g}; expected 0 to {_MOST_WAIT_MINUTES:g}, a day.",
+            next_step="Give it 90: Cloud Storage takes about an hour. 0 waits for nothing.",
+        )
+
+
 def _check_asked(
     release_root: str,
     cache_zones: Sequence[str],
@@ -224,6 +248,8 @@ def _check_asked(
             next_step="Say yes to both (--releases --older-releases), or to neither.",
         )
     for uri in releases:
+        if not isinstance(uri, str):
+            raise SettingsError(f"releases has {uri!r}, expected texts.", next_step="Put it in quotes.")
         _check_is_below(uri, release_root)
 
 

@@ -21,6 +21,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
 from google.cloud.aiplatform import PipelineJob, PipelineJobSchedule
 from google.cloud.aiplatform_v1.types import PipelineState, Schedule
+from grpc_roots import share_authority
 from kfp import Client
 
 from streamway import server, storage
@@ -136,6 +137,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     made = Cloud(state_path=folder / "state", folder=folder)
     before = dict(os.environ)
     try:
+        share_authority(made.state_path / "sandbox")
         up = made.streamway("sandbox", "up", made.config("staging"))
         assert up.code == 0, up.err
         os.environ.update(made.environment)

@@ -27,7 +27,7 @@ def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_the_compiled_file_is_one_document_that_vertex_can_read(tmp_path: Path) -> None:
     (spec,) = yaml.safe_load_all(compile_pipeline("serve_model", tmp_path / "p.yaml").read_text())
     assert spec["pipelineInfo"]["name"] == "serve-model"
-    assert len(spec["deploymentSpec"]["executors"]) == 8
+    assert len(spec["deploymentSpec"]["executors"]) == 9
 
 
 def test_the_six_steps_run_in_sequence_under_an_exit_handler(tmp_path: Path) -> None:
@@ -36,9 +36,11 @@ def test_the_six_steps_run_in_sequence_under_an_exit_handler(tmp_path: Path) -> 
     assert handler["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     order = ["pull-model", "convert-weights", "upload-model", "enable-cache", "deploy-server", "smoke-test"]
-    assert set(tasks) == {*order, "condition-2"}
+    assert set(tasks) == {*order, "check-parameters", "condition-2"}
     for before, after in pairwise(order):
         assert before in tasks[after]["dependentTasks"]
+    assert "check-parameters" in tasks["convert-weights"]["dependentTasks"]
+    assert "check-parameters" in tasks["enable-cache"]["dependentTasks"]
     assert "smoke-test" in tasks["condition-2"]["dependentTasks"]
 
 

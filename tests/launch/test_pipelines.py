@@ -109,14 +109,15 @@ def test_a_pipeline_fills_in_all_but_what_a_step_knows_best(compiled: dict[str, 
     for task_name, task in tasks_of(compiled[name]):
         known = compiled[name]["components"][task["componentRef"]["name"]]["inputDefinitions"]["parameters"]
         left = known.keys() - task["inputs"]["parameters"].keys()
-        assert left <= {"timeout_seconds", "memory_mib", "wait"}, task_name
+        of_promotions = {"commit_sha", "source_root", "requires"} if task_name == "check-parameters" else set()
+        assert left <= {"timeout_seconds", "memory_mib", "wait"} | of_promotions, task_name
 
 
 @pytest.mark.parametrize("name", ["serve_model", "promote_model"])
 def test_what_is_meant_for_the_server_and_its_proof_is_not_mixed_up(compiled: dict[str, Any], name: str) -> None:
     tasks = dict(tasks_of(compiled[name]))
     chosen = compiled[name]["root"]["inputDefinitions"]["parameters"].keys()
-    for task_name in ("deploy-server", "smoke-test"):
+    for task_name in ("deploy-server", "smoke-test", "check-parameters"):
         given = tasks[task_name]["inputs"]["parameters"]
         assert len(given.keys() & chosen) >= 7
         for parameter in given.keys() & chosen:

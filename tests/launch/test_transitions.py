@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc_roots import share_authority
 
 from streamway import sandbox, server, storage
 from streamway.cache import enable_cache, list_caches
@@ -100,6 +101,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     )
     before = dict(os.environ)
     try:
+        share_authority(made.state)
         sandbox.up(made.state, config=config)
         os.environ.update(sandbox.environment(made.state))
         yield made

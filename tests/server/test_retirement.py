@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc_roots import share_authority
 from part_processes import announcement, start_part
 
 from streamway import storage
@@ -83,6 +84,7 @@ def release_of(root: str, sha: str = SHA) -> str:
 def cloud_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Cloud Storage with one bucket, and the API of its caches: what their clients are told."""
     folder = tmp_path_factory.mktemp("bucket")
+    share_authority(folder)
     started = {"bucket": ("--buckets", "bucket=US-CENTRAL1"), "caches": ()}
     processes = [start_part(part, folder, *arguments) for part, arguments in started.items()]
     try:

@@ -74,7 +74,7 @@ class _Narrator:
         title = TITLES.get(event.step, event.step)
         number = STEPS.index(event.step) + 1 if event.step in STEPS else 0
         if event.kind == "started":
-            output.say(f"[{number}/{len(STEPS)}] {title}", style="bold")
+            output.say(f"[{number}/{len(STEPS)}] {title}" if number else f"      {title}", style="bold")
         elif event.kind == "succeeded":
             output.say(f"      done in {format_seconds(float(event.text))}", style="green")
         elif event.kind == "failed":
@@ -105,7 +105,7 @@ def _summarise(settings: Settings, finished: LocalRun, folder: Path) -> dict[str
         "endpoint": _endpoint(settings, results.get("deploy_server", {})),
         "served_model_name": results.get("deploy_server", {}).get("served_model_name", ""),
         "answers": results.get("smoke_test", {}).get("answers", []),
-        "steps": {record.name: record.seconds for record in journal.records},
+        "steps": {record.name: record.seconds for record in journal.records if record.name in journal.steps},
         "report": str(finished.report_path or ""),
         "log": str(finished.log_path),
         "error": finished.error,

@@ -26,8 +26,9 @@ STEPS = ("pull_model", "convert_weights", "upload_model", "enable_cache", "deplo
 
 PROMOTION_STEPS = ("promote_release", "enable_cache", "deploy_server", "smoke_test")
 RETIREMENT_STEPS = ("plan_retirement", "retire_server", "retire_releases", "retire_cache")
+CHECK_STEP = "check_parameters"
 GATE_STEP = "record_passage"
-KNOWN_STEPS = tuple(dict.fromkeys((*STEPS, *PROMOTION_STEPS, *RETIREMENT_STEPS, GATE_STEP)))
+KNOWN_STEPS = tuple(dict.fromkeys((CHECK_STEP, *STEPS, *PROMOTION_STEPS, *RETIREMENT_STEPS, GATE_STEP)))
 
 FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 4 << 20
@@ -185,7 +186,8 @@ class RunJournal:
             steps = RETIREMENT_STEPS
         else:
             steps = STEPS
-        return (*steps, GATE_STEP) if GATE_STEP in seen else steps
+        refused = self.failed is not None and self.failed.name == CHECK_STEP
+        return (*([CHECK_STEP] if refused else []), *steps, *([GATE_STEP] if GATE_STEP in seen else []))
 
     def record(self, name: str) -> StepRecord | None:
         return next((record for record in self.records if record.name == name), None)

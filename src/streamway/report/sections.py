@@ -22,6 +22,7 @@ from streamway.report.words import (
 )
 
 TITLES = {
+    "check_parameters": "Parameters",
     "pull_model": "Pull",
     "convert_weights": "Convert",
     "upload_model": "Upload",

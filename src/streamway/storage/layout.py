@@ -13,6 +13,8 @@ from streamway.storage.addresses import join
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ROOT = re.compile(r"(gs://[a-z0-9]|file:///).*", re.DOTALL)
 MANIFEST_SUFFIX = ".manifest.json"
 
 
@@ -34,10 +36,21 @@ class ModelLayout:
     commit_sha: str
 
     def __post_init__(self) -> None:
+        if not self.release_root or (_SCHEME.match(self.release_root) and not _ROOT.fullmatch(self.release_root)):
+            raise StorageError(
+                f"release root {self.release_root!r}: expected gs://BUCKET/PREFIX or a folder.",
+                next_step="Give the address of a bucket, and a prefix in it.",
+            )
         if not _MODEL_ID.fullmatch(self.model_id):
-            raise StorageError(f"model id {self.model_id!r}: expected `org/name`.", next_step="Correct the id.")
+            raise StorageError(
+                f"model id {self.model_id!r}: expected `org/name`.",
+                next_step="Write it as the Hub does, such as HuggingFaceTB/SmolLM2-135M-Instruct.",
+            )
         if not _COMMIT_SHA.fullmatch(self.commit_sha):
-            raise StorageError(f"commit {self.commit_sha!r}: expected 40 hex digits.", next_step="Resolve it first.")
+            raise StorageError(
+                f"commit {self.commit_sha!r}: expected 40 hex digits.",
+                next_step="Copy the whole id from the Hub's list of commits, or from `streamway status`.",
+            )
 
     @property
     def staging_uri(self) -> str:
