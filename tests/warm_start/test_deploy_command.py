@@ -1,0 +1,121 @@
+"""`streamway deploy` does what a run's deploy step does: the strategy, the kit and the length of the context."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamway import server, storage
+from streamway.storage.kits import read_kits
+
+pytestmark = pytest.mark.slow
+RUN = [sys.executable, "-c", "from streamway.cli import main; main()"]
+LONG_CONTEXT = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 1048576,
+}
+
+
+@pytest.fixture
+def deploy(house: Any, parts: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command, with settings of the server and variables of the double."""
+
+    def run(*, code: int = 0, release_uri: str = "", **changes: Any) -> subprocess.CompletedProcess[str]:
+        chosen = {
+            "name": "tiny",
+            "namespace": house.namespace,
+            "image": "example.com/engine-double:1",
+            **{name: value for name, value in changes.items() if not name.isupper()},
+            "environment": {name: value for name, value in changes.items() if name.isupper()},
+        }
+        config = tmp_path / "config.json"
+        root = house.release_uri.partition("/org/")[0]
+        settings = {"model": {"id": "org/tiny"}, "storage": {"release_root": root}, "server": chosen}
+        config.write_text(json.dumps(settings))
+        done = subprocess.run(
+            [*RUN, "deploy", str(config), "--release", release_uri or house.release_uri, "--json"],
+            env=os.environ | parts.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=150,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
+
+
+def test_it_rolls_out_by_the_strategy_of_the_configuration(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    first = json.loads(deploy().stdout)
+    beside = deploy(strategy="blue_green", keep_hours=2, engine_arguments=["--dtype=bfloat16"])
+    after_beside = server.read_status(name="tiny", namespace=house.namespace)
+    in_place = deploy(strategy="recreate", engine_arguments=["--dtype=float16"])
+    again = deploy(strategy="recreate", engine_arguments=["--dtype=float16"])
+
+    assert (first["service"], first["changed"], first["gap"]) == ("tiny", True, False)
+    assert json.loads(beside.stdout)["gap"] is False
+    assert after_beside.previous == first["revision"]
+    assert after_beside.keep_previous_until > after_beside.active_since
+    assert [row.replicas for row in after_beside.revisions] == [1, 1]
+    assert json.loads(in_place.stdout)["gap"] is True
+    assert "endpoint tiny will not answer from now" in in_place.stderr
+    assert (json.loads(again.stdout)["changed"], json.loads(again.stdout)["gap"]) == (False, False)
+    assert server.read_status(name="tiny", namespace=house.namespace).active == json.loads(in_place.stdout)["revision"]
+
+
+def test_it_restores_the_kit_of_the_release(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    house.serve()
+    (kit,) = read_kits(house.release_uri).values()
+    server.retire_server(name="tiny", namespace=house.namespace)
+
+    deploy()
+
+    (pod,) = house.pods()
+    assert kit.sha256 in house.said_about_kit(pod)
+
+
+def test_it_drops_a_kit_that_the_engine_does_not_survive(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    house.serve(WARM_CRASH="warm")
+    server.retire_server(name="tiny", namespace=house.namespace)
+
+    done = deploy(WARM_CRASH="warm")
+
+    assert "so it is tried without" in done.stderr
+    assert read_kits(house.release_uri) == {}
+
+
+def test_it_has_the_engine_fit_a_context_that_would_not_fit(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    storage.write_file(f"{house.release_uri}config.json", json.dumps(LONG_CONTEXT).encode())
+
+    done = deploy()
+
+    (deployment,) = house.get("/apis/apps/v1", "deployments")["items"]
+    (engine,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "--max-model-len=auto" in engine["args"]
+    assert "the engine is told to fit the context" in done.stderr
+
+
+def test_what_is_no_release_is_refused(deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any) -> None:
+    elsewhere = house.release_uri.replace("/org/", "/elsewhere/")
+    done = deploy(code=43, release_uri=elsewhere)
+
+    assert f"{elsewhere} is not a published release" in " ".join(done.stderr.split())
+    assert house.pods() == []
