@@ -87,9 +87,15 @@ def point_at_sandbox(settings: "Settings", state_path: Path) -> None:
     if settings.sandbox is None:
         return
     folder = state_path.absolute() / "sandbox"
-    if not sandbox.status(folder).running:
+    found = sandbox.status(folder)
+    if not found.running:
         raise SandboxError(
             f"No sandbox runs in {folder}, and what is submitted needs one that stays.",
             next_step="Start it with `streamway sandbox up`, or run the pipeline here with `streamway run`.",
+        )
+    if "vertex" not in {part.name for part in found.parts}:
+        raise SandboxError(
+            f"The sandbox in {folder} has no Vertex AI and no Kubeflow API to submit to.",
+            next_step="Set sandbox.vertex to true, then `streamway sandbox down` and `streamway sandbox up`.",
         )
     os.environ.update(sandbox.environment(folder))
