@@ -7,9 +7,10 @@ Nothing here may fail a run: without a kit an engine only takes longer, and the 
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from streamway.cluster import ClusterConnection, connect
 from streamway.errors import StreamwayError
@@ -18,10 +19,14 @@ from streamway.server.kit_capture import ProvedPod, capture_kit, find_proved_pod
 from streamway.server.kit_offer import offer_kit, take_back_kit
 from streamway.storage.files import delete_files
 from streamway.storage.kits import (
+    DroppedKits,
+    KitIndex,
     StartFigures,
     StoredKit,
-    change_kits,
+    change_kit_index,
+    index_uri_of,
     is_as_stored,
+    read_kit_index,
     read_kits,
     release_of_kit,
     store_kit,
@@ -29,6 +34,10 @@ from streamway.storage.kits import (
 from streamway.storage.manifest import now
 
 logger = logging.getLogger("streamway.warm_start")
+
+# Each kit that does harm costs a deployment one more attempt; an engine whose kits do harm one after another goes
+# without.
+MOST_BAD_KITS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,33 @@ class KitStatus:
         return f"{_shown(self.later[-1])} instead of {first}, saved {self.saved_seconds:.1f} s"
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenUpKit:
+    """A key for which no kit is made any more, for people.
+
+    Args:
+        release_uri: The release.
+        key: The key.
+        made_for: Accelerator, image and arguments that its kits were for.
+        dropped: How many did harm, one after another.
+        last: When the last of them was dropped, RFC 3339 in UTC.
+    """
+
+    release_uri: str
+    key: str
+    made_for: str
+    dropped: int
+    last: str
+
+    def line(self) -> str:
+        """Say it in one line."""
+        release = self.release_uri.rstrip("/").rpartition("/")[2][:12]
+        return (
+            f"kit {self.key[:8]} of {release} for {self.made_for}: none, because the engine did not get on with "
+            f"{self.dropped} of them, the last at {self.last}; to try again, delete {index_uri_of(self.release_uri)}"
+        )
+
+
 def finder(release_uri: str) -> FindKit:
     """Return what finds the kits of a release, for `server.deploy_server`."""
 
@@ -82,19 +118,25 @@ def finder(release_uri: str) -> FindKit:
 
 
 def drop_kit(kit: Kit) -> None:
-    """Take a kit away from its release, because an engine that restored it does not work; the next one is made anew."""
+    """Take a kit away from its release, because an engine that restored it does not work."""
 
-    def without(kits: Mapping[str, StoredKit]) -> Mapping[str, StoredKit]:
-        return {key: known for key, known in kits.items() if known.sha256 != kit.sha256}
+    def without(index: KitIndex) -> KitIndex:
+        bad = {key: known for key, known in index.kits.items() if known.sha256 == kit.sha256}
+        dropped = dict(index.dropped)
+        for key, known in bad.items():
+            count = dropped[key].count + 1 if key in dropped else 1
+            dropped[key] = DroppedKits(count=count, last=now(), made_for=known.made_for)
+        kept = {key: known for key, known in index.kits.items() if key not in bad}
+        return replace(index, kits=kept, dropped=dropped)
 
     try:
-        change_kits(release_of_kit(kit.uri), without)
+        change_kit_index(release_of_kit(kit.uri), without)
         delete_files([kit.uri])
     except (StreamwayError, OSError) as error:
         problem = error.problem if isinstance(error, StreamwayError) else str(error)
         logger.warning("the warm-start kit %s could not be dropped, so delete it by hand: %s", kit.uri, problem)
     else:
-        logger.warning("the warm-start kit %s was dropped; the next one is made anew", kit.uri)
+        logger.warning("the warm-start kit %s was dropped, and is given to no pod again", kit.uri)
 
 
 def suspect_kit(*, name: str, namespace: str, revision: str, cluster: str = "") -> str:
@@ -130,7 +172,9 @@ def keep_kit(
         pod = find_proved_pod(connection, namespace=namespace, name=name, revision=revision)
         if pod is None:
             return None
-        kit = _known_kit(pod) or _capture(connection, pod, max_bytes)
+        kit = _known_kit(pod) or _capture_unless_given_up(connection, pod, max_bytes)
+        if kit is None:
+            return None
         offer_kit(
             connection,
             _as_kit(kit),
@@ -146,15 +190,13 @@ def keep_kit(
     return kit
 
 
-def read_kit_status(release_uris: Sequence[str]) -> tuple[KitStatus, ...]:
+def read_kit_status(release_uris: Sequence[str]) -> tuple[KitStatus | GivenUpKit, ...]:
     """Say which kits some releases have, and what they saved.
 
     A bucket that this account may not read is told in the log: an endpoint's status is worth something without it.
     """
     try:
-        return tuple(
-            _status(uri, key, kit) for uri in dict.fromkeys(release_uris) for key, kit in sorted(read_kits(uri).items())
-        )
+        return tuple(row for uri in dict.fromkeys(release_uris) for row in _statuses(uri, read_kit_index(uri)))
     except StreamwayError as error:
         logger.warning("which warm-start kits there are cannot be told: %s", error.problem)
         return ()
@@ -174,17 +216,31 @@ def _known_kit(pod: ProvedPod) -> StoredKit | None:
 
 
 def _note_start(pod: ProvedPod, kit: StoredKit) -> StoredKit:
-    def noted(kits: Mapping[str, StoredKit]) -> Mapping[str, StoredKit]:
-        known = kits.get(pod.kit_key)
+    def noted(index: KitIndex) -> KitIndex:
+        known = index.kits.get(pod.kit_key)
         if known is None or known.sha256 != kit.sha256:
-            return kits
-        return {**kits, pod.kit_key: known.with_start(_figures(pod))}
+            return index
+        # An engine that has passed with a kit shows that those before were bad by accident.
+        dropped = {key: entry for key, entry in index.dropped.items() if key != pod.kit_key}
+        return replace(index, kits={**index.kits, pod.kit_key: known.with_start(_figures(pod))}, dropped=dropped)
 
-    changed = change_kits(pod.release_uri, noted).get(pod.kit_key, kit)
+    changed = change_kit_index(pod.release_uri, noted).kits.get(pod.kit_key, kit)
     if changed.saved_seconds is not None:
         first, later = _shown(changed.first_start), _shown(_figures(pod))
         logger.info("with its warm-start kit the engine took %s instead of %s", later, first)
     return changed
+
+
+def _capture_unless_given_up(connection: ClusterConnection, pod: ProvedPod, max_bytes: int) -> StoredKit | None:
+    dropped = read_kit_index(pod.release_uri).dropped.get(pod.kit_key)
+    if dropped is None or dropped.count < MOST_BAD_KITS:
+        return _capture(connection, pod, max_bytes)
+    logger.warning(
+        "no warm-start kit is made for this engine: it did not get on with %d of them; to try again, delete %s",
+        dropped.count,
+        index_uri_of(pod.release_uri),
+    )
+    return None
 
 
 def _capture(connection: ClusterConnection, pod: ProvedPod, max_bytes: int) -> StoredKit:
@@ -225,18 +281,32 @@ def _figures(pod: ProvedPod) -> StartFigures:
     )
 
 
-def _status(release_uri: str, key: str, kit: StoredKit) -> KitStatus:
-    gpu_count, accelerator, image = (kit.made_for.get(name, "?") for name in ("gpu_count", "accelerator", "image"))
-    return KitStatus(
-        release_uri=release_uri,
-        key=key,
-        made_for=f"{gpu_count} x {accelerator} with {image}",
-        size_bytes=kit.size_bytes,
-        captured=kit.captured,
-        first=kit.first_start,
-        later=kit.later_starts,
-        saved_seconds=kit.saved_seconds,
-    )
+def _statuses(release_uri: str, index: KitIndex) -> Iterator[KitStatus | GivenUpKit]:
+    for key, kit in sorted(index.kits.items()):
+        yield KitStatus(
+            release_uri=release_uri,
+            key=key,
+            made_for=_made_for(kit.made_for),
+            size_bytes=kit.size_bytes,
+            captured=kit.captured,
+            first=kit.first_start,
+            later=kit.later_starts,
+            saved_seconds=kit.saved_seconds,
+        )
+    for key, entry in sorted(index.dropped.items()):
+        if key not in index.kits and entry.count >= MOST_BAD_KITS:
+            yield GivenUpKit(
+                release_uri=release_uri,
+                key=key,
+                made_for=_made_for(entry.made_for),
+                dropped=entry.count,
+                last=entry.last,
+            )
+
+
+def _made_for(described: Mapping[str, Any]) -> str:
+    gpu_count, accelerator, image = (described.get(name, "?") for name in ("gpu_count", "accelerator", "image"))
+    return f"{gpu_count} x {accelerator} with {image}"
 
 
 def _shown(start: StartFigures) -> str:

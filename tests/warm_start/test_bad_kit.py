@@ -10,7 +10,7 @@ import pytest
 from streamway import server, storage, warm_start
 from streamway.errors import RolloutError, WrongAnswerError
 from streamway.server.kit import Kit
-from streamway.storage.kits import read_kits
+from streamway.storage.kits import read_kit_index, read_kits
 
 pytestmark = pytest.mark.slow
 
@@ -104,3 +104,45 @@ def test_a_kit_that_cannot_be_dropped_is_named(house: Any, caplog: pytest.LogCap
         warm_start.drop_kit(Kit(uri=kit.uri, sha256=kit.sha256, size_bytes=kit.size_bytes))
 
     assert f"{kit.uri} could not be dropped, so delete it by hand" in caplog.text
+
+
+def test_an_engine_that_gets_on_with_no_kit_goes_without_after_the_second(
+    house: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _time in range(2):
+        house.serve(WARM_CRASH="warm")
+        assert len(kits(house)) == 1
+        server.retire_server(name="tiny", namespace=house.namespace)
+        house.deploy(WARM_CRASH="warm")
+        server.retire_server(name="tiny", namespace=house.namespace)
+    assert caplog.text.count("so it is tried without") == 2
+
+    house.serve(WARM_CRASH="warm")
+    server.retire_server(name="tiny", namespace=house.namespace)
+    house.serve(WARM_CRASH="warm")
+
+    assert caplog.text.count("so it is tried without") == 2, "no attempt is lost to a kit any more"
+    assert kits(house) == []
+    assert "it did not get on with 2 of them" in caplog.text
+    (told,) = warm_start.read_kit_status([house.release_uri])
+    assert "1 x nvidia-l4 with example.com/engine-double:1: none" in told.line()
+    assert f"delete {house.release_uri.rstrip('/')}.kits.json" in told.line()
+
+    house.serve(engine_arguments=["--enforce-eager"], strategy="recreate")
+    assert len(kits(house)) == 1, "other arguments have kits of their own"
+    storage.delete_files([f"{house.release_uri.rstrip('/')}.kits.json"])
+    house.serve(WARM_CRASH="warm", strategy="recreate")
+    assert len(kits(house)) == 1, "whoever deletes the index may try again"
+
+
+def test_a_kit_that_an_engine_starts_with_wipes_out_what_was_dropped_before(house: Any) -> None:
+    house.serve()
+    (kit,) = read_kits(house.release_uri).values()
+    warm_start.drop_kit(Kit(uri=kit.uri, sha256=kit.sha256, size_bytes=kit.size_bytes))
+    house.serve()
+    assert [entry.count for entry in read_kit_index(house.release_uri).dropped.values()] == [1]
+
+    house.replace_pod()
+    house.serve()
+
+    assert read_kit_index(house.release_uri).dropped == {}

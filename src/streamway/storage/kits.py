@@ -98,17 +98,34 @@ class StoredKit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DroppedKits:
+    """Kits of one key that did harm, one after another.
+
+    Args:
+        count: How many, since the last one that an engine started with.
+        last: When the last of them was dropped, RFC 3339 in UTC.
+        made_for: What the key stands for, to be read by people.
+    """
+
+    count: int
+    last: str
+    made_for: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class KitIndex:
     """The kits of one release.
 
     Args:
         manifest_sha256: Digest of the manifest of the release that they belong to.
         kits: By their keys.
+        dropped: What was dropped, by its key.
         format_version: Of this record.
     """
 
     manifest_sha256: str
     kits: Mapping[str, StoredKit] = field(default_factory=dict)
+    dropped: Mapping[str, DroppedKits] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
 
@@ -139,13 +156,23 @@ def read_kits(release_uri: str) -> Mapping[str, StoredKit]:
     Raises:
         ReleaseError: the index cannot be read.
     """
+    return read_kit_index(release_uri).kits
+
+
+def read_kit_index(release_uri: str) -> KitIndex:
+    """Read the index of a release's kits; an empty one where its manifest is another one than theirs.
+
+    Raises:
+        ReleaseError: the index cannot be read.
+    """
     index, _generation = _read(release_uri)
     if index is None:
-        return {}
-    if index.manifest_sha256 != _manifest_digest(release_uri):
+        return KitIndex(manifest_sha256="")
+    digest = _manifest_digest(release_uri)
+    if index.manifest_sha256 != digest:
         log.warning("%s speaks of another release under this commit; its kits are not used", index_uri_of(release_uri))
-        return {}
-    return index.kits
+        return KitIndex(manifest_sha256=digest)
+    return index
 
 
 def store_kit(
@@ -172,6 +199,15 @@ def store_kit(
 def change_kits(
     release_uri: str, change: Callable[[Mapping[str, StoredKit]], Mapping[str, StoredKit]]
 ) -> Mapping[str, StoredKit]:
+    """Change which kits there are, whoever else does at the same time.
+
+    Raises:
+        StorageError: others were faster every time, or there is no release.
+    """
+    return change_kit_index(release_uri, lambda index: replace(index, kits=change(index.kits))).kits
+
+
+def change_kit_index(release_uri: str, change: Callable[[KitIndex], KitIndex]) -> KitIndex:
     """Change the index, whoever else changes it at the same time.
 
     Raises:
@@ -180,11 +216,12 @@ def change_kits(
     uri, digest = index_uri_of(release_uri), _manifest_digest(release_uri)
     for _attempt in range(_ATTEMPTS):
         known, generation = _read(release_uri)
-        before = known.kits if known is not None and known.manifest_sha256 == digest else {}
+        speaks = known is not None and known.manifest_sha256 == digest
+        before = known if known is not None and speaks else KitIndex(manifest_sha256=digest)
         after = change(before)
         if after == before and known is not None:
             return after
-        text = json.dumps(asdict(KitIndex(manifest_sha256=digest, kits=after)), indent=1, sort_keys=True).encode()
+        text = json.dumps(asdict(after), indent=1, sort_keys=True).encode()
         try:
             write_file(uri, text, if_generation=generation)
         except PreconditionFailedError:
@@ -223,7 +260,8 @@ def _parse(text: bytes, uri: str) -> KitIndex:
         if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version is {fields.get('format_version')!r}, expected {FORMAT_VERSION}")
         kits = {key: _parse_kit(key, entry, uri) for key, entry in fields["kits"].items()}
-        return KitIndex(manifest_sha256=str(fields["manifest_sha256"]), kits=kits)
+        dropped = {key: DroppedKits(**entry) for key, entry in fields.get("dropped", {}).items()}
+        return KitIndex(manifest_sha256=str(fields["manifest_sha256"]), kits=kits, dropped=dropped)
     except (ValueError, KeyError, TypeError, AttributeError, StorageError) as error:
         raise ReleaseError(
             f"{uri} is not an index of warm-start kits that this version can read: {error}.",
