@@ -51,7 +51,8 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff format
 
 compile: $(STAMP) ## Compile the pipelines to build/
-	$(BIN)/streamway compile serve_model -o build/serve_model.yaml
+	@for pipeline in serve_model promote_model retire_model; do \
+		$(BIN)/streamway compile $$pipeline -o build/$$pipeline.yaml || exit; done
 
 clean: ## Remove what was built, and the sandbox's state
 	rm -rf build dist .streamway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

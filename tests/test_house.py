@@ -178,6 +178,16 @@ def test_every_test_shows_what_it_demands() -> None:
     assert hollow == []
 
 
+def test_the_plan_of_the_house_names_every_room_once() -> None:
+    plan = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    drawn = re.findall(r"^  ([\w.]+)(?:/| ) ", plan, re.MULTILINE)
+    rooms = {path.name for path in (ROOT / "src/streamway").iterdir() if not path.name.startswith("_")}
+    mentioned = {word for line in plan.splitlines() for word in re.findall(r"\w+\.py", line)}
+    assert sorted(set(drawn)) == sorted(drawn)
+    assert rooms - {"py.typed"} <= set(drawn) | mentioned
+    assert set(drawn) <= rooms
+
+
 def test_every_module_says_why_it_exists() -> None:
     for folder in ROOTS.values():
         for path in folder.rglob("*.py"):
