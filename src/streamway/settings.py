@@ -12,7 +12,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from streamway.errors import SettingsError
-from streamway.smoke.questions import parse_questions
 
 
 class _Section(BaseModel):
@@ -94,7 +93,10 @@ class QuestionSettings(_Section):
 
     @model_validator(mode="after")
     def _is_a_question(self) -> Self:
-        # What is only found when the endpoint is asked is found after every byte has been moved.
+        # What is only found when the endpoint is asked is found after every byte has been moved. The room that asks
+        # loads the Kubernetes client, for which no other setting waits.
+        from streamway.smoke.questions import parse_questions
+
         try:
             parse_questions([self.model_dump()])
         except SettingsError as error:

@@ -54,6 +54,11 @@ def test_looking_at_the_sandbox_reads_no_configuration(tmp_path: Path) -> None:
     assert not top(imported("sandbox", "status", "--state", str(tmp_path), code=3)) & set(HEAVY)
 
 
+@pytest.mark.parametrize("command", ["run", "submit", "runs", "schedule", "publish", "promote", "retire"])
+def test_help_of_what_starts_pipelines_loads_neither_kfp_nor_kubernetes(command: str) -> None:
+    assert not top(imported(command, "--help")) & {"kfp", "kubernetes"}
+
+
 @pytest.mark.parametrize("name", sorted(cli.commands))
 def test_every_line_of_the_list_is_how_the_commands_own_help_begins(name: str) -> None:
     announced = cli.commands[name].short_help

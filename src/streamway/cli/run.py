@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from streamway import cluster
 from streamway.cli import output
 from streamway.cli.configuration import environment_of, load_settings
 from streamway.cli.options import config_argument, json_option, set_option, state_option
@@ -116,6 +115,8 @@ def _endpoint(settings: Settings, deployed: dict[str, Any]) -> str:
     """The OpenAI base address, through the API server's service proxy; "" where nothing was deployed."""
     if not deployed:
         return ""
+    from streamway import cluster
+
     service = f"{settings.server.name}:{deployed['port']}"
     address = cluster.connect(settings.server.cluster).address
     return f"{address}/api/v1/namespaces/{settings.server.namespace}/services/{service}/proxy/v1"

@@ -2,11 +2,11 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamway import report, retirement, storage
+from streamway import report, storage
 from streamway.cli import output
 from streamway.cli.configuration import environment_of, load_settings
 from streamway.cli.options import (
@@ -24,6 +24,9 @@ from streamway.launch import compile_pipeline, run_locally
 from streamway.launch.local import StepEvent
 from streamway.settings import Settings
 from streamway.storage.gates import check_passages
+
+if TYPE_CHECKING:
+    from streamway.retirement import RetirementPlan
 
 submit_option = click.option("--submit", "on_service", is_flag=True, help="Start it on Vertex AI instead of here.")
 
@@ -112,12 +115,14 @@ def retire_command(
         context.exit(_run_here(settings, "retire_model", parameters, state_path, as_json=as_json))
 
 
-def _plan_retirement(parameters: dict[str, Any]) -> retirement.RetirementPlan:
+def _plan_retirement(parameters: dict[str, Any]) -> "RetirementPlan":
     """Find what a run of retire_model with these parameters would take away.
 
     Raises:
         InUseError: it would refuse.
     """
+    from streamway import retirement
+
     wanted = {key: value for key, value in parameters.items() if key != "cache_wait_minutes"}
     run_uri = storage.join(parameters["release_root"], ".runs", "dry-run")
     served = report.served_releases(run_uri, name=parameters["name"], namespace=parameters["namespace"])
