@@ -29,6 +29,11 @@ def report_run(
     from streamway import report
 
     html = report.finish_run(
-        run_uri, state=status.state, message=status.error_message or "", name=name, namespace=namespace
+        run_uri,
+        state=status.state,
+        message=status.error_message or "",
+        name=name,
+        namespace=namespace,
+        resource=status.pipeline_job_resource_name or "",
     )
     Path(page.path).write_text(html, encoding="utf-8")

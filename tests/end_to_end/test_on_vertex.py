@@ -265,7 +265,7 @@ def retired(cloud: Cloud, submitted: Any, promoted: Any) -> Retired:
     # A release that nothing in production has ever served: no cluster knows of it.
     gates.promote_release(
         model_id=MODEL,
-        commit_sha=journal(submitted["id"]).records[0].result["commit_sha"],
+        commit_sha=first_commit(submitted),
         source_root="gs://staging-models/serving",
         release_root="gs://production-models/serving",
         requires=["staging"],
@@ -302,6 +302,12 @@ def journal(run_id: str, stage: str = "staging") -> RunJournal:
     return RunJournal.load(f"gs://{stage}-models/serving/.runs/{run_id}")
 
 
+def first_commit(submitted: Any) -> str:
+    pulled = journal(submitted["id"]).record("pull_model")
+    assert pulled is not None
+    return str(pulled.result["commit_sha"])
+
+
 def moved_bytes(run: RunJournal) -> int:
     return sum(record.result.get("moved_bytes", 0) for record in run.records)
 
@@ -317,7 +323,9 @@ def paths(stage: str) -> list[str]:
 def test_a_submitted_run_serves_the_model(submitted: Any) -> None:
     assert (submitted["state"], submitted["step_error"]) == ("succeeded", {})
     assert submitted["service_account"] == ACCOUNT
-    assert [task["name"] for task in submitted["tasks"]] == [*SIX_STEPS, "record-passage", "report-run"]
+    names = [task["name"] for task in submitted["tasks"]]
+    assert [name for name in names if name != "check-parameters"] == [*SIX_STEPS, "record-passage", "report-run"]
+    assert names.index("check-parameters") < names.index("convert-weights")
     assert {task["state"] for task in submitted["tasks"]} == {"succeeded"}
     assert "Paris" in answer("staging")
 
@@ -334,7 +342,8 @@ def test_its_report_names_the_verdict(submitted: Any) -> None:
 
 def assert_nothing_moved(run: RunJournal) -> None:
     assert run.failed is None
-    assert [record.name.replace("_", "-") for record in run.records] == [*SIX_STEPS, "record-passage"]
+    names = [record.name.replace("_", "-") for record in run.records]
+    assert names == ["check-parameters", *SIX_STEPS, "record-passage"]
     assert moved_bytes(run) == 0
     deployed = run.record("deploy_server")
     assert deployed is not None
@@ -393,7 +402,7 @@ def test_a_promoted_commit_serves_in_production_without_the_hub(
     cloud: Cloud, followed: Followed, promoted: Any
 ) -> None:
     assert (promoted["state"], promoted["step_error"]) == ("succeeded", {})
-    assert promoted["tasks"][0]["name"] == "promote-release"
+    assert {task["name"] for task in promoted["tasks"][:2]} == {"promote-release", "check-parameters"}
     assert cloud.part("hub", "counters")["total"]["count"] == 0
     assert active_commit("production") == followed.sha
     assert "Paris" in answer("production")
@@ -404,7 +413,7 @@ def test_a_promoted_commit_serves_in_production_without_the_hub(
 
 
 def test_retiring_says_before_what_goes(followed: Followed, submitted: Any, retired: Retired) -> None:
-    first = journal(submitted["id"]).records[0].result["commit_sha"]
+    first = first_commit(submitted)
     for stage in STAGES:
         root = f"gs://{stage}-models/serving/{MODEL}"
         assert set(retired.planned[stage]["releases"]) == {f"{root}/{followed.sha}", f"{root}/{first}"}

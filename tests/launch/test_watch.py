@@ -219,6 +219,7 @@ def test_a_claim_that_cannot_be_read_is_named(world: World) -> None:
     look = world.watcher().look(world.model)
     assert look.outcome == "failed"
     assert world.claim(sha) in look.error
+    assert "Next: Delete it; the commit is taken up." in look.error
 
 
 def test_models_are_looked_at_in_turn_and_failing_ones_less_often(world: World) -> None:

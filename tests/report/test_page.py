@@ -174,7 +174,7 @@ def test_a_run_whose_worker_was_killed_names_the_step_that_left_nothing() -> Non
     page = render_page(journal_of("pull_model", "convert_weights"), state="FAILED", message="exit code 137")
     text = text_of(page.split("<main>")[1])
     assert "ended as FAILED after Convert" in text
-    assert "Upload left no record of its end" in text
+    assert "Upload never began to work" in text
     assert "exit code 137" in text
     assert "Next: Read the log" in text
 

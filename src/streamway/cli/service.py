@@ -16,6 +16,7 @@ from streamway.launch.kfp_api import KubeflowService
 from streamway.launch.service import SUCCEEDED, PipelineService, RunRequest, RunStatus, submit, wait_for_run
 from streamway.launch.vertex import VertexService
 from streamway.report.journal import RunJournal
+from streamway.report.silence import explain_silence
 from streamway.settings import Settings
 
 
@@ -118,7 +119,7 @@ def _start(service: PipelineService, request: RunRequest, settings: Settings, fo
         output.give(run, as_json=following.as_json, lines=[run.id])
         return 0
     run = wait_for_run(service, run.id, timeout_seconds=60 * following.timeout_minutes, on_status=_Follower())
-    error = {} if run.state == SUCCEEDED else _explain(run, settings)
+    error = {} if run.state == SUCCEEDED else _explain(run, settings, service.place)
     output.give({**vars(run), "step_error": error}, as_json=following.as_json, lines=run_lines(run))
     if run.state == SUCCEEDED:
         return 0
@@ -161,18 +162,21 @@ class _Follower:
             self._told[name] = state
 
 
-def _explain(run: RunStatus, settings: Settings) -> dict[str, Any]:
+def _explain(run: RunStatus, settings: Settings, place: str) -> dict[str, Any]:
     """Find the failed step's own words in the run's journal; the service only knows which task it was."""
+    run_uri = storage.join(settings.storage.release_root, ".runs", run.id)
     try:
-        failed = RunJournal.load(storage.join(settings.storage.release_root, ".runs", run.id)).failed
+        journal = RunJournal.load(run_uri)
     except StreamwayError as error:
         output.say(f"The run's journal cannot be read: {error.problem}", style="yellow")
-        failed = None
-    if failed is not None and failed.error:
-        return dict(failed.error)
+        journal = RunJournal(run_uri=run_uri, records=())
+    if journal.failed is not None and journal.failed.error:
+        return dict(journal.failed.error)
+    resource = f"{place}/pipelineJobs/{run.id}"
+    silence = explain_silence(journal, state=run.state.upper(), message=run.error, resource=resource)
     return {
-        "problem": f"{run.id} is {run.state}: {run.error or 'the service does not say why'}",
-        "next_step": f"Look at {run.page}.",
+        "problem": f"{run.id}: {silence.problem} The service says: {run.error or 'nothing'}",
+        "next_step": f"Look at {run.page}. {silence.next_step}",
         "exit_code": LaunchError.exit_code,
     }
 

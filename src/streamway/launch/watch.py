@@ -64,7 +64,7 @@ class Look:
         commit_sha: Its newest commit; empty where the Hub did not say.
         run: Id of the run; empty for none.
         page: Where a person looks at that run.
-        error: What went wrong; empty otherwise.
+        error: What went wrong, and what to do; empty otherwise.
     """
 
     followed: Followed
@@ -128,7 +128,7 @@ class Watcher:
             return self._look(followed)
         except StreamwayError as error:
             logger.warning("%s: %s", followed, error.problem)
-            return Look(followed=followed, outcome=FAILED, error=error.problem)
+            return Look(followed=followed, outcome=FAILED, error=str(error).replace("\nNext: ", " Next: "))
 
     def _look(self, followed: Followed) -> Look:
         seen = self._seen(followed)

@@ -11,7 +11,9 @@ from streamway.report.page import render_page
 logger = logging.getLogger("streamway.report")
 
 
-def finish_run(run_uri: str, *, state: str, message: str = "", name: str = "", namespace: str = "") -> str:
+def finish_run(
+    run_uri: str, *, state: str, message: str = "", name: str = "", namespace: str = "", resource: str = ""
+) -> str:
     """Make the page of a run, keep it beside the journal, and remember how the server started.
 
     Nothing that is missing or broken keeps the page from being made; a bucket that cannot be written costs only the
@@ -23,6 +25,7 @@ def finish_run(run_uri: str, *, state: str, message: str = "", name: str = "", n
         message: What the runner itself says of a failure.
         name: The endpoint of the run, so that one whose deployment has failed is shown beside earlier starts too.
         namespace: The endpoint's namespace.
+        resource: What the service calls the run; with it, the page says where logs are.
 
     Returns:
         A complete HTML document.
@@ -31,7 +34,7 @@ def finish_run(run_uri: str, *, state: str, message: str = "", name: str = "", n
     earlier = earlier_starts(journal, name=name, namespace=namespace)
     if state == "SUCCEEDED" and journal.failed is None:
         remember_start(journal)
-    page = render_page(journal, state=state, message=message, earlier=earlier)
+    page = render_page(journal, state=state, message=message, earlier=earlier, resource=resource)
     try:
         storage.write_file(storage.join(run_uri, "report.html"), page.encode())
     except (StreamwayError, OSError) as error:

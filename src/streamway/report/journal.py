@@ -43,6 +43,9 @@ STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
 """First words of the lines that mark a step's beginning and end; SUCCEEDED is followed by its seconds, FAILED by
 its error as JSON."""
 
+RUNNING = "running"
+"""Status of a step that has not ended; the other two are the words above."""
+
 PROGRESS_INTERVAL_SECONDS = 5.0
 logger = logging.getLogger("streamway.report")
 
@@ -53,7 +56,7 @@ class StepRecord:
 
     Args:
         name: The component, such as `pull_model`.
-        status: "succeeded" or "failed".
+        status: "succeeded" or "failed"; "running" until then, which stays where the step's worker is killed.
         started: UTC time in ISO 8601.
         seconds: How long it took.
         result: What the step returned, as plain JSON.
@@ -83,7 +86,7 @@ class StepRecord:
             ValueError: it is none, and says in which way.
         """
         found = _json_object(text)
-        if found.get("status") not in ("succeeded", "failed"):
+        if found.get("status") not in (SUCCEEDED, FAILED, RUNNING):
             raise ValueError(f"its status is {str(found.get('status'))[:40]!r}, expected 'succeeded' or 'failed'")
         if name and found.get("name") != name:
             raise ValueError(f"it is the record of {str(found.get('name'))[:40]!r}")
@@ -143,26 +146,30 @@ class RunJournal:
 
     Args:
         run_uri: Its folder.
-        records: What could be read.
-        unreadable: What is there and could not.
+        records: Steps that have ended.
+        unreadable: What is there and could not be read.
+        unfinished: Steps that have begun and not ended: they are at work, or their worker was killed.
     """
 
     run_uri: str
     records: tuple[StepRecord, ...]
     unreadable: tuple[UnreadableRecord, ...] = ()
+    unfinished: tuple[StepRecord, ...] = ()
 
     @classmethod
     def load(cls, run_uri: str) -> Self:
-        """Read every step's record under `run_uri`; steps that never ended have none.
+        """Read every step's record under `run_uri`.
 
         Raises:
             StreamwayError: the folder cannot be listed, such as one in a bucket that is not there.
         """
         sizes = {file.path: file.size_bytes for file in storage.list_files(run_uri)}
         read = [_read(run_uri, name, sizes[f"{name}.json"]) for name in KNOWN_STEPS if f"{name}.json" in sizes]
+        known = [record for record in read if isinstance(record, StepRecord)]
         return cls(
             run_uri=run_uri,
-            records=tuple(record for record in read if isinstance(record, StepRecord)),
+            records=tuple(record for record in known if record.status != RUNNING),
+            unfinished=tuple(record for record in known if record.status == RUNNING),
             unreadable=tuple(record for record in read if isinstance(record, UnreadableRecord)),
         )
 
@@ -178,7 +185,7 @@ class RunJournal:
     @property
     def steps(self) -> tuple[str, ...]:
         """The steps that a run of this kind has, whether they ran or not."""
-        seen = {record.name for record in self.records} | {record.name for record in self.unreadable}
+        seen = {record.name for record in (*self.records, *self.unreadable, *self.unfinished)}
         steps: tuple[str, ...]
         if "promote_release" in seen or (not seen and self.name.startswith("promote-")):
             steps = PROMOTION_STEPS
@@ -258,6 +265,8 @@ def step(name: str, run_uri: str) -> Iterator[Step]:
     with _narration(name), _termination_as_interrupt():
         began = time.monotonic()
         logger.info("%s", STARTED)
+        # Should the worker be killed, this is all that the step leaves.
+        _write(StepRecord(name=name, status=RUNNING, started=started, seconds=0.0), run_uri)
         try:
             yield running
         except BaseException as error:

@@ -13,6 +13,7 @@ from streamway.report.history import EndpointStart, describe_start
 from streamway.report.journal import RETIREMENT_STEPS, RunJournal, StepRecord
 from streamway.report.parts import definitions, paragraph
 from streamway.report.sections import TITLES, model_of, release_of, result_of
+from streamway.report.silence import explain_silence
 from streamway.report.words import format_bytes, format_latency, format_seconds, mapping, number, show
 
 __all__ = ["TITLES", "format_bytes", "format_seconds", "render_page"]
@@ -20,7 +21,14 @@ __all__ = ["TITLES", "format_bytes", "format_seconds", "render_page"]
 _PROBLEM_CHARACTERS = 6000
 
 
-def render_page(journal: RunJournal, *, state: str, message: str = "", earlier: Sequence[EndpointStart] = ()) -> str:
+def render_page(
+    journal: RunJournal,
+    *,
+    state: str,
+    message: str = "",
+    earlier: Sequence[EndpointStart] = (),
+    resource: str = "",
+) -> str:
     """Render the report of a run.
 
     Args:
@@ -28,12 +36,13 @@ def render_page(journal: RunJournal, *, state: str, message: str = "", earlier: 
         state: How the pipeline ended, in the runner's word, such as SUCCEEDED.
         message: What the runner itself says of a failure.
         earlier: Earlier starts of the same endpoint, the newest first.
+        resource: What the service calls the run.
 
     Returns:
         A complete HTML document.
     """
     drawn = [
-        _verdict(journal, state, message),
+        _verdict(journal, state, message, resource),
         sections.notices(journal),
         _key_figures(journal),
         sections.source(journal),
@@ -50,7 +59,7 @@ def render_page(journal: RunJournal, *, state: str, message: str = "", earlier: 
     ]
     body = "\n".join(part for part in drawn if part)
     style = files("streamway.report").joinpath("page.css").read_text(encoding="utf-8")
-    title = f"{show(_subject(journal), limit=100)}: {show(_word(journal, state).lower())}"
+    title = f"{show(_subject(journal), limit=100)}: {show(_word(journal, state, message).lower())}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -70,20 +79,23 @@ def _subject(journal: RunJournal) -> str:
     return str(model_of(journal).get("model_id") or journal.name or "This run")
 
 
-def _word(journal: RunJournal, state: str) -> str:
+def _word(journal: RunJournal, state: str, message: str) -> str:
     if _succeeded(journal, state):
         return "Retired" if journal.steps[0] in RETIREMENT_STEPS else "Serving"
     failed = journal.failed
     if failed is not None:
         return f"Failed in {TITLES.get(failed.name, failed.name)}"
-    return "Cancelled" if state == "CANCELLED" else "Failed"
+    if state == "CANCELLED":
+        return "Cancelled"
+    silent = explain_silence(journal, state=state, message=message).step
+    return f"Failed in {TITLES[silent]}" if silent and journal.unfinished else "Failed"
 
 
-def _verdict(journal: RunJournal, state: str, message: str) -> str:
+def _verdict(journal: RunJournal, state: str, message: str, resource: str) -> str:
     kind = "good" if _succeeded(journal, state) else "bad"
-    said = _success(journal) if kind == "good" else _failure(journal, state, message)
+    said = _success(journal) if kind == "good" else _failure(journal, state, message, resource)
     return (
-        f'<header class="{kind}"><p class="word">{show(_word(journal, state))}</p>'
+        f'<header class="{kind}"><p class="word">{show(_word(journal, state, message))}</p>'
         f"<h1>{show(_subject(journal), limit=100)}</h1>{said}</header>"
     )
 
@@ -96,10 +108,10 @@ def _success(journal: RunJournal) -> str:
     return f"<p>The endpoint <code>{show(name)}</code> has answered correctly.</p>"
 
 
-def _failure(journal: RunJournal, state: str, message: str) -> str:
+def _failure(journal: RunJournal, state: str, message: str, resource: str) -> str:
     failed = journal.failed
     if failed is None:
-        return _failure_without_words(journal, state, message)
+        return _failure_without_words(journal, state, message, resource)
     error = failed.error
     problem = show(error.get("problem") or "The step left no reason.", limit=_PROBLEM_CHARACTERS)
     step = show(error.get("next_step") or "Read the step's log.", limit=_PROBLEM_CHARACTERS)
@@ -113,23 +125,13 @@ def _kind(failed: StepRecord) -> str:
     return paragraph(f"{kind}, exit code {code}" if code is not None else str(kind), "aside")
 
 
-def _failure_without_words(journal: RunJournal, state: str, message: str) -> str:
-    after = f" after {TITLES.get(journal.records[-1].name, '')}" if journal.records else ""
+def _failure_without_words(journal: RunJournal, state: str, message: str, resource: str) -> str:
+    silence = explain_silence(journal, state=state, message=message, resource=resource)
     said = f'<div class="problem">{show(message, limit=_PROBLEM_CHARACTERS)}</div>' if message else ""
     return (
-        f"<p>The run ended as {show(state, limit=40)}{after}, and no step wrote why; {_suspect(journal)}. "
-        f"It was stopped from outside, or the journal could not be written.</p>{said}"
-        '<p class="next"><strong>Next:</strong> Read the log of the last task; a worker that runs out of memory is '
-        "killed without a word.</p>"
+        f"{paragraph(silence.problem)}{said}"
+        f'<p class="next"><strong>Next:</strong> {show(silence.next_step, limit=_PROBLEM_CHARACTERS)}</p>'
     )
-
-
-def _suspect(journal: RunJournal) -> str:
-    if journal.unreadable:
-        return f"the record of {TITLES[journal.unreadable[0].name]} cannot be read"
-    written = {record.name for record in journal.records}
-    missing = next((name for name in journal.steps if name not in written), "")
-    return f"{TITLES[missing]} left no record of its end" if missing else "every step says that it succeeded"
 
 
 def _key_figures(journal: RunJournal) -> str:

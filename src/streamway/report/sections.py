@@ -132,7 +132,9 @@ def _timeline_row(journal: RunJournal, name: str, record: StepRecord | None, beg
     title = show(TITLES.get(name, name))
     if record is None:
         unreadable = any(entry.name == name for entry in journal.unreadable)
-        return row(title, bar("good", 0, 0, ""), "unreadable" if unreadable else "not run")
+        begun = any(entry.name == name for entry in journal.unfinished)
+        words = "unreadable" if unreadable else "not ended" if begun else "not run"
+        return row(title, bar("good", 0, 0, ""), words)
     kind = "good" if record.status == "succeeded" else "bad"
     words = (
         f"{TITLES.get(name, name)}, {record.status}: {format_seconds(record.seconds)}, from {format_seconds(began)} on"

@@ -163,9 +163,9 @@ def promote_release(
         GateError: it has not passed them; what is missing is named.
         ReleaseError: the release is not what its manifest says, or another one is at the target.
     """
+    target = ModelLayout(release_root, model_id, commit_sha)
     check_passages(model_id=model_id, commit_sha=commit_sha, release_root=source_root, requires=requires)
     source = verify_release(ModelLayout(source_root, model_id, commit_sha).release_uri)
-    target = ModelLayout(release_root, model_id, commit_sha)
     if source.uri == target.release_uri:
         log.info("%s is where it shall be", source.uri)
         return source
