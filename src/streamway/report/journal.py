@@ -185,7 +185,8 @@ class RunJournal:
     @property
     def steps(self) -> tuple[str, ...]:
         """The steps that a run of this kind has, whether they ran or not."""
-        seen = {record.name for record in (*self.records, *self.unreadable, *self.unfinished)}
+        seen = {record.name for record in (*self.records, *self.unfinished)}
+        seen |= {record.name for record in self.unreadable}
         steps: tuple[str, ...]
         if "promote_release" in seen or (not seen and self.name.startswith("promote-")):
             steps = PROMOTION_STEPS
