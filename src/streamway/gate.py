@@ -9,8 +9,8 @@ from typing import Any
 
 from streamway import server, smoke, warm_start
 from streamway.cluster import connect
-from streamway.errors import StreamwayError
-from streamway.server.lease import Holding, hold_endpoint
+from streamway.errors import SmokeTestError, StreamwayError
+from streamway.server.lease import CLAIM_SECONDS, Holding, hold_endpoint
 
 
 def smoke_test(
@@ -57,13 +57,16 @@ def smoke_test(
         SmokeTestError: the revision could not be asked; says what serves now.
         ClusterError: the cluster refuses, or another run is changing the endpoint; then nothing was touched.
     """
-    with hold_endpoint(connect(cluster), namespace, name, run=run) as holding:
+    connection = connect(cluster)
+    with hold_endpoint(connection, namespace, name, run=run, revision=revision, wait_seconds=CLAIM_SECONDS) as holding:
         endpoint = _Held(name=name, namespace=namespace, revision=revision, cluster=cluster, holding=holding)
         before = server.read_status(name=name, namespace=namespace, cluster=cluster)
+        _check_is_there(before, revision)
         try:
             verdict = smoke.smoke_test(
                 commit_sha=commit_sha,
-                service=service,
+                # Where it serves already, this step has been here before, or another run for the same.
+                service=name if before.active == revision else service,
                 port=port,
                 served_model_name=served_model_name,
                 cluster=cluster,
@@ -85,6 +88,15 @@ def smoke_test(
             endpoint.promote(verdict)
         warm_start.keep_kit(name=name, namespace=namespace, revision=revision, cluster=cluster)
     return verdict
+
+
+def _check_is_there(status: server.EndpointStatus, revision: str) -> None:
+    if all(row.name != revision for row in status.revisions):
+        raise SmokeTestError(
+            f"Endpoint {status.name} has no revision {revision} any more: another run has judged it since. "
+            f"{f'Revision {status.active} serves' if status.active else 'Nothing serves'}.",
+            next_step="Look at the report of the other run; run again to deploy the release anew.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import pytest
 
 from streamway import gate
 from streamway.cluster import ClusterConnection
-from streamway.errors import ClusterError, WrongAnswerError
+from streamway.errors import ClusterError, SmokeTestError, WrongAnswerError
 from streamway.server import DeployedServer, read_status
 from streamway.server.lease import CLAIM_SECONDS, hold_endpoint
 
@@ -209,3 +209,89 @@ def test_a_late_verdict_of_a_run_that_lost_the_endpoint_touches_nothing(
     assert prove(second, SECOND).passed
     status = read_status(name="tiny", namespace=namespace)
     assert [(row.name, row.role) for row in status.revisions] == [(second.revision, "active")]
+
+
+def test_a_run_that_comes_for_the_same_revision_goes_on_at_once_where_a_killed_one_stopped(
+    settings: dict[str, Any],
+    deploy: Deploy,
+    prove: Callable[..., Any],
+    lease: Callable[[], Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    given = {**settings, "run": FIRST, "resources": vars(settings["resources"])}
+    killed = subprocess.run([sys.executable, "-c", DEPLOY, json.dumps(given)], check=False, timeout=60)
+    assert killed.returncode == -9
+    assert lease()["spec"]["leaseDurationSeconds"] == CLAIM_SECONDS
+
+    second = deploy(hold=True, run=SECOND)
+
+    assert "going on in its place" in caplog.text
+    assert "seeing for up to" not in caplog.text
+    assert not second.changed
+    assert prove(second, SECOND).passed
+    assert lease() is None
+
+
+def test_two_runs_of_the_same_revision_both_pass(
+    deploy: Deploy, prove: Callable[..., Any], lease: Callable[[], Any], namespace: str
+) -> None:
+    first = deploy(hold=True, run=FIRST)
+    second = deploy(hold=True, run=SECOND)
+
+    assert prove(second, SECOND).passed
+    assert prove(first, FIRST).passed
+
+    status = read_status(name="tiny", namespace=namespace)
+    assert [(row.name, row.role) for row in status.revisions] == [(first.revision, "active")]
+    assert lease() is None
+
+
+def test_a_verdict_waits_for_another_runs_on_the_same_revision(
+    deploy: Deploy,
+    prove: Callable[..., Any],
+    connection: ClusterConnection,
+    in_background: Callable[..., list[Any]],
+    caplog: pytest.LogCaptureFixture,
+    namespace: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = deploy(hold=True, run=FIRST)
+
+    with hold_endpoint(connection, namespace, "tiny", run=SECOND, revision=first.revision):
+        outcome = in_background(lambda: prove(first, FIRST))
+        until(lambda: "about the same revision; letting it finish first" in caplog.text)
+        assert not outcome
+
+    until(lambda: outcome)
+    assert outcome[0].passed
+
+
+def test_a_verdict_that_is_asked_for_again_leaves_what_serves(
+    deploy: Deploy, prove: Callable[..., Any], namespace: str
+) -> None:
+    before = deploy()
+    first = deploy(**NEW, hold=True, run=FIRST, strategy="recreate")
+    prove(first, FIRST)
+    version = read_status(name="tiny", namespace=namespace)
+
+    assert prove(first, FIRST).passed
+
+    assert read_status(name="tiny", namespace=namespace) == version
+    assert (version.active, version.previous) == (first.revision, before.revision)
+
+
+def test_a_verdict_on_a_revision_that_another_run_has_rejected_touches_nothing(
+    deploy: Deploy, prove: Callable[..., Any], namespace: str
+) -> None:
+    before = deploy()
+    first = deploy(**NEW, hold=True, run=FIRST, strategy="recreate")
+    with pytest.raises(WrongAnswerError):
+        prove(first, FIRST, expect="Rome")
+
+    with pytest.raises(SmokeTestError) as caught:
+        prove(first, FIRST)
+
+    assert f"has no revision {first.revision} any more" in caught.value.problem
+    assert f"Revision {before.revision} serves" in caught.value.problem
+    assert read_status(name="tiny", namespace=namespace).active == before.revision

@@ -260,7 +260,7 @@ def _roll_out(
         derived.budgets.step_seconds,
     )
     logger.info("%s", derived.context.said)
-    with hold_endpoint(connection, spec.namespace, spec.name, run=claim.run) as holding:
+    with hold_endpoint(connection, spec.namespace, spec.name, run=claim.run, revision=plan.revision) as holding:
         endpoint = read_endpoint(connection, spec.namespace, spec.name)
         if find_kit is not None and plan.revision not in endpoint.revisions:
             known = endpoint.revisions

@@ -5,7 +5,8 @@ agree on little. A holder on this very machine is looked for among its processes
 started again at once.
 
 A run that leaves a revision to be judged by its next step, which may come from another machine, leaves a claim: the
-Lease stays, under the run's name and for a bounded time, and only that run may go on with it before then.
+Lease stays, under the run's name and for a bounded time, and nobody may bring another revision before then. Whoever
+comes for that same revision goes on with it at once: it would do what the run before has left to be done.
 """
 
 import logging
@@ -36,6 +37,7 @@ CLAIM_SECONDS = 600.0
 # What clocks may differ by, before a claim that is over by ours is taken for over.
 _CLOCK_SECONDS = 300.0
 RUN = "streamway/run"
+ABOUT = "streamway/about-revision"
 _CLAIM = "claimed for the next step of "
 
 
@@ -111,7 +113,15 @@ class Holding:
 
 
 @contextmanager
-def hold_endpoint(connection: ClusterConnection, namespace: str, name: str, *, run: str = "") -> Iterator[Holding]:
+def hold_endpoint(
+    connection: ClusterConnection,
+    namespace: str,
+    name: str,
+    *,
+    run: str = "",
+    revision: str = "",
+    wait_seconds: float = 0,
+) -> Iterator[Holding]:
     """Be the one run that changes an endpoint.
 
     Args:
@@ -120,11 +130,14 @@ def hold_endpoint(connection: ClusterConnection, namespace: str, name: str, *, r
         name: Its name.
         run: What all steps of this run call it; a claim that an earlier step left is taken up at once. Empty for a
             run of one step.
+        revision: The revision that it is about; a claim on that one is taken up at once, whoever left it.
+        wait_seconds: How long a run that is alive, and about the same revision, may finish first.
 
     Raises:
         ClusterError: another run is alive and holds it; names that run.
     """
-    holding = Holding(connection, _acquire(connection, namespace, name, run))
+    wanted = _lease(namespace, name, run, revision)
+    holding = Holding(connection, _acquire(connection, wanted, time.monotonic() + wait_seconds))
     holding.start()
     try:
         yield holding
@@ -132,9 +145,8 @@ def hold_endpoint(connection: ClusterConnection, namespace: str, name: str, *, r
         holding.release()
 
 
-def _acquire(connection: ClusterConnection, namespace: str, name: str, run: str) -> Manifest:
-    collection = collection_path("coordination.k8s.io/v1", "Lease", namespace)
-    lease = _lease(namespace, name, run)
+def _acquire(connection: ClusterConnection, lease: Manifest, patient_until: float) -> Manifest:
+    collection = collection_path("coordination.k8s.io/v1", "Lease", lease["metadata"]["namespace"])
     while True:
         try:
             return connection.request("POST", collection, body=lease)
@@ -144,42 +156,77 @@ def _acquire(connection: ClusterConnection, namespace: str, name: str, run: str)
         found = connection.find(_path(lease))
         if found is None:
             continue
-        if not _is_claim(found) or _run_of(found) != run:
-            _await_death(connection, found)
+        ended = found if _may_go_on(lease, found) else _await_end(connection, found, lease, patient_until)
+        if ended is None:
+            continue
         try:
-            return connection.request("PUT", _path(lease), body=_taken_over(lease, found))
+            # As it was seen to be: where it has changed since, somebody lives.
+            return connection.request("PUT", _path(lease), body=_taken_over(lease, ended))
         except ApiServerError as error:
             if error.status not in {404, 409}:
                 raise
 
 
-def _await_death(connection: ClusterConnection, found: Manifest) -> None:
-    """Watch a holder for as long as its lease lasts; return if it never renews."""
+def _may_go_on(lease: Manifest, found: Manifest) -> bool:
+    """Whether what was found is a claim that this run may take up: its own, or another's on the same revision."""
+    if not _is_claim(found):
+        return False
+    if _note(found, RUN) == _note(lease, RUN):
+        return True
+    if not _is_about_the_same(lease, found):
+        return False
+    name, run = found["metadata"]["name"], _note(found, RUN)
+    logger.info("endpoint %s waits for the next step of %s, which would do the same; going on in its place", name, run)
+    return True
+
+
+def _is_about_the_same(lease: Manifest, found: Manifest) -> bool:
+    return bool(_note(lease, ABOUT)) and _note(lease, ABOUT) == _note(found, ABOUT)
+
+
+def _await_end(
+    connection: ClusterConnection, found: Manifest, lease: Manifest, patient_until: float
+) -> Manifest | None:
+    """Watch a holder for as long as its lease lasts; return it as it is once it may be replaced, None if it is gone.
+
+    Raises:
+        ClusterError: the holder is alive, and about something else or not finished in time.
+    """
     spec, name = found["spec"], found["metadata"]["name"]
     holder, since = spec.get("holderIdentity", "?"), spec.get("acquireTime", "?")
     if _is_known_to_be_dead(holder):
         logger.info("endpoint %s is held by %s, a process that is gone; taking over", name, holder)
-        return
-    seconds = int(spec.get("leaseDurationSeconds") or _LEASE_SECONDS)
+        return found
+    seconds = _duration(found)
     if _is_long_over(spec, seconds):
         logger.info("endpoint %s is held by %s, which ended long ago; taking over", name, holder)
-        return
+        return found
     logger.info("endpoint %s is held by %s; seeing for up to %d s whether that run is alive", name, holder, seconds)
     if _is_claim(found):
         command = f"kubectl delete lease --namespace={found['metadata']['namespace']} {name}"
         logger.info("if you know that it is not, end its claim: %s", command)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    last, changed = found, time.monotonic()
+    while time.monotonic() - changed < _duration(last):
         time.sleep(min(1.0, _RENEW_SECONDS / 2))
         now = connection.find(_path(found))
-        if now is None:
-            return
-        if now["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
+        if now is None or (_is_claim(now) and _is_about_the_same(lease, now)):
+            return now
+        if now["metadata"]["resourceVersion"] == last["metadata"]["resourceVersion"]:
+            continue
+        if not _is_about_the_same(lease, now) or time.monotonic() > patient_until:
             raise ClusterError(
                 f"Another run is changing endpoint {name}: {_who(now)}, since {since}.",
                 next_step="Wait until it has finished, then run again: what it did will not be done twice.",
             )
+        if last is found:
+            logger.info("%s is alive, and about the same revision; letting it finish first", _who(now))
+        last, changed = now, time.monotonic()
     logger.info("that run is dead; taking over")
+    return last
+
+
+def _duration(lease: Manifest) -> int:
+    return int(lease["spec"].get("leaseDurationSeconds") or _LEASE_SECONDS)
 
 
 def _is_long_over(spec: Manifest, seconds: float) -> bool:
@@ -193,7 +240,7 @@ def _is_long_over(spec: Manifest, seconds: float) -> bool:
 def _as_claim(lease: Manifest, seconds: float) -> Manifest:
     spec = {
         **lease["spec"],
-        "holderIdentity": f"{_CLAIM}{_run_of(lease)}",
+        "holderIdentity": f"{_CLAIM}{_note(lease, RUN)}",
         "leaseDurationSeconds": math.ceil(seconds),
         "renewTime": _now(),
     }
@@ -205,16 +252,16 @@ def _is_claim(lease: Manifest) -> bool:
 
 
 def _who(lease: Manifest) -> str:
-    holder, run = str((lease.get("spec") or {}).get("holderIdentity", "?")), _run_of(lease)
+    holder, run = str((lease.get("spec") or {}).get("holderIdentity", "?")), _note(lease, RUN)
     return holder if not run or run in holder else f"{holder} for {run}"
 
 
-def _run_of(lease: Manifest) -> str:
-    return str((lease["metadata"].get("annotations") or {}).get(RUN, ""))
+def _note(lease: Manifest, key: str) -> str:
+    return str((lease["metadata"].get("annotations") or {}).get(key, ""))
 
 
-def _lease(namespace: str, name: str, run: str) -> Manifest:
-    now = _now()
+def _lease(namespace: str, name: str, run: str, revision: str) -> Manifest:
+    now, notes = _now(), {RUN: run, ABOUT: revision}
     return {
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
@@ -222,7 +269,7 @@ def _lease(namespace: str, name: str, run: str) -> Manifest:
             "name": f"{name}-deploy",
             "namespace": namespace,
             "labels": {INSTANCE: name, MANAGED_BY: FIELD_MANAGER},
-            **({"annotations": {RUN: run}} if run else {}),
+            "annotations": {key: value for key, value in notes.items() if value},
         },
         "spec": {
             "holderIdentity": f"{_place()}/{os.getpid()}/{uuid.uuid4().hex[:8]}",
