@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamway import cache, server, smoke, storage
-from streamway.cluster import EVERY_ZONE, connect
+from streamway.cluster import EVERY_ZONE, check_zone, connect
 from streamway.errors import SettingsError, StreamwayError
 from streamway.server.deploy import check_takeover
 from streamway.storage import gates
@@ -144,6 +144,7 @@ def _check_proof(form: Form) -> None:
 
 def _check_cluster(form: Form) -> None:
     connect(form.cluster)
+    check_zone(str(form.server.get("zone") or ""), form.cluster)
 
 
 def _texts(name: str, values: Sequence[Any]) -> Sequence[str]:

@@ -1,12 +1,14 @@
 """The zones of a cluster are asked of the cluster."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from streamway.cluster import ClusterConnection, resolve_zones
-from streamway.errors import ClusterPermissionError
+from streamway.cluster import ClusterConnection, check_zone, resolve_zones
+from streamway.errors import ClusterPermissionError, RolloutError, SettingsError
+from streamway.server import DeployedServer, read_status
 
 
 def test_every_zone_of_the_cluster_is_every_zone_that_has_a_node(cluster: Any, connection: ClusterConnection) -> None:
@@ -31,3 +33,50 @@ def test_whoever_may_not_list_nodes_is_told_to_name_the_zones(as_account: Callab
 
     assert "nodes" in caught.value.problem
     assert "cache.zones" in caught.value.next_step
+
+
+Deploy = Callable[..., DeployedServer]
+
+
+def test_a_zone_of_another_region_is_refused_before_anything_is_applied(
+    deploy: Deploy, connection: ClusterConnection, namespace: str
+) -> None:
+    first = deploy()
+    (zone,) = resolve_zones(["cluster"])
+
+    with pytest.raises(SettingsError) as caught:
+        deploy(zone="europe-west4-a", strategy="recreate")
+
+    assert "zone is 'europe-west4-a'" in caught.value.problem
+    assert f"it can have them in {zone}." in caught.value.problem
+    status = read_status(name="tiny", namespace=namespace)
+    assert [(row.name, row.ready) for row in status.revisions] == [(first.revision, 1)]
+
+
+def test_a_zone_without_a_node_yet_is_waited_for_and_costs_no_gap(
+    deploy: Deploy, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = deploy()
+    (zone,) = resolve_zones(["cluster"])
+    elsewhere = zone[:-1] + ("b" if zone[-1] != "b" else "c")
+
+    with pytest.raises(RolloutError) as caught:
+        deploy(zone=elsewhere)
+
+    assert f"no node in {elsewhere} yet, only in {zone}" in caplog.text
+    assert caught.value.reason == "unschedulable"
+    assert f"Revision {first.revision} serves on" in caught.value.problem
+    assert "will not answer from now" not in caplog.text
+    assert read_status(name="tiny", namespace=namespace).active == first.revision
+
+
+@pytest.mark.parametrize("zone", ["", "on-premises-1"])
+def test_what_cannot_be_judged_is_not_refused(cluster: Any, zone: str) -> None:
+    check_zone(zone)
+
+
+def test_whoever_may_not_list_nodes_is_not_stopped(as_account: Callable[..., None]) -> None:
+    as_account()
+
+    check_zone("europe-west4-a")

@@ -107,6 +107,7 @@ def _caches(settings: Settings) -> str:
 def _cluster(settings: Settings) -> str:
     connection = cluster.connect(settings.server.cluster)
     chosen = settings.server
+    cluster.check_zone(settings.pod_zone, chosen.cluster)
     lacking = server.check_permissions(namespace=chosen.namespace, cluster=chosen.cluster, warm_start=chosen.warm_start)
     version = connection.get("/version").get("gitVersion", "unknown")
     helpful = f"; not allowed and not needed: {'; '.join(lacking)}" if lacking else ""

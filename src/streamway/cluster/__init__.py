@@ -11,7 +11,7 @@ from streamway.cluster.connection import (
     ServiceProxy,
 )
 from streamway.cluster.executing import run_in_container
-from streamway.cluster.zones import EVERY_ZONE, resolve_zones
+from streamway.cluster.zones import EVERY_ZONE, check_zone, resolve_zones
 
 __all__ = [
     "EVERY_ZONE",
@@ -22,6 +22,7 @@ __all__ = [
     "Manifest",
     "ProxyResponse",
     "ServiceProxy",
+    "check_zone",
     "connect",
     "gateway_configuration",
     "gke_configuration",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from streamway.cluster import ClusterConnection, connect
+from streamway.cluster import ClusterConnection, check_zone, connect
 from streamway.errors import SettingsError
 from streamway.server.apply import apply
 from streamway.server.endpoint import read_endpoint
@@ -218,6 +218,7 @@ def deploy_server(
     check_takeover(strategy, keep_seconds)
     budgets = derive(spec).budgets
     connection = connect(cluster)
+    check_zone(spec.zone, cluster)
     changed = _apply_surroundings(connection, spec, force=force, dry_run=dry_run)
     if dry_run:
         return _dry_run(connection, spec, force=force, changed=changed)

@@ -129,10 +129,21 @@ def roll_out(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> S
     try:
         return _beside(connection, endpoint, replace(plan, strategy="surge"), old)
     except RolloutError as error:
-        if error.reason not in {"unschedulable", "quota"}:
+        if not _would_gpus_help(error):
             raise
         logger.warning("no room for a second server beside the old one: %s", error.problem)
     return _in_place(connection, endpoint, plan, old)
+
+
+def _would_gpus_help(error: RolloutError) -> bool:
+    """Whether a revision that found no node would find one if the old revision gave its GPUs away.
+
+    The scheduler says `Insufficient` of nodes that lack nothing else; of those in a wrong zone, or without the
+    accelerator, it says other things, and then a gap would be for nothing.
+    """
+    if error.reason == "unschedulable":
+        return "Insufficient" in error.problem or "nodes are available" not in error.problem
+    return error.reason == "quota"
 
 
 def promote(
