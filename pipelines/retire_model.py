@@ -3,7 +3,7 @@
 from kfp import dsl
 
 from streamway.components import plan_retirement, report_run, retire_cache, retire_releases, retire_server
-from streamway.pipelines.workers import asker
+from streamway.pipelines.workers import asker, judge
 
 
 @dsl.pipeline(
@@ -90,4 +90,5 @@ def retire_model(
             despite_unseen=despite_unseen,
             wait_minutes=cache_wait_minutes,
         )
-        asker(cached.after(stored), "4 Caches")
+        # Tried once: a wait that was too short must not be waited out twice.
+        judge(cached.after(stored), "4 Caches")

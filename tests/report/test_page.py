@@ -211,6 +211,18 @@ def test_a_promotion_is_shown_as_what_it_is() -> None:
     assert "Convert" not in text
 
 
+def test_a_page_says_how_to_ask_what_serves() -> None:
+    result = {"endpoint": "smollm2", "namespace": "models", "port": 8000, "served_model_name": "org/name"}
+    deployed = StepRecord(name="deploy_server", status="succeeded", started="", seconds=1, result=result)
+    text = text_of(render_page(journal_of("deploy_server", deploy_server=deployed), state="SUCCEEDED"))
+    assert "In the cluster it is at http://smollm2.models.svc:8000/v1 as the model org/name" in text
+    assert "kubectl port-forward -n models service/smollm2 8000" in text
+    without = StepRecord(name="deploy_server", status="succeeded", started="", seconds=1)
+    assert "In the cluster" not in text_of(
+        render_page(journal_of("deploy_server", deploy_server=without), state="SUCCEEDED")
+    )
+
+
 def test_a_retirement_says_what_went() -> None:
     plan = {"name": "endpoint", "namespace": "models", "deployments": ["endpoint-1"], "releases": [], "zones": ["z-a"],
             "forgets_starts": True}  # fmt: skip
@@ -219,9 +231,23 @@ def test_a_retirement_says_what_went() -> None:
         render_page(journal_of("plan_retirement", plan_retirement=record), state="SUCCEEDED").split("<main>")[1]
     )
     assert text.strip().startswith("Retired models/endpoint")
-    assert "Servers endpoint-1" in text
+    assert "What goes Servers endpoint-1" in text
     assert "History what was kept of earlier starts" in text
     assert "Pull" not in text
+
+
+def test_a_retirement_that_is_over_says_what_stays_and_why() -> None:
+    plan = {"name": "endpoint", "namespace": "models", "deployments": [], "releases": ["gs://b/o/m/1", "gs://b/o/m/2"],
+            "zones": ["z-a"], "stays": ["gs://b/o/m/3"], "in_use": ["gs://b/o/m/4"], "unseen": ["team-b"]}  # fmt: skip
+    gone = {"zones": [{"zone": "z-a", "state": "absent", "action": "removed", "ttl_seconds": 86400}]}
+    records = {
+        name: StepRecord(name=name, status="succeeded", started="", seconds=1, result=result)
+        for name, result in {"plan_retirement": plan, "retire_cache": gone}.items()
+    }
+    text = text_of(render_page(journal_of(*records, **records), state="SUCCEEDED"))
+    assert "What went Releases gs://b/o/m/1 gs://b/o/m/2" in text
+    assert "What stays Older releases gs://b/o/m/3 Served elsewhere gs://b/o/m/4 Not looked at team-b" in text
+    assert "z-a absent removed —" in text
 
 
 def luminance(colour: str) -> float:

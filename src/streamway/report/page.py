@@ -5,8 +5,9 @@ later. So it is a single file without scripts; pictures are inline SVG; every te
 cluster is escaped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
 from streamway.report import proving, sections
 from streamway.report.history import EndpointStart, describe_start
@@ -105,7 +106,21 @@ def _success(journal: RunJournal) -> str:
         return paragraph("The endpoint is gone, with what only it used.")
     deployed = result_of(journal, "deploy_server")
     name = f"{deployed.get('namespace', '')}/{deployed.get('endpoint') or deployed.get('service', '')}"
-    return f"<p>The endpoint <code>{show(name)}</code> has answered correctly.</p>"
+    return f"<p>The endpoint <code>{show(name)}</code> has answered correctly.</p>{_address(deployed)}"
+
+
+def _address(deployed: Mapping[str, Any]) -> str:
+    """Say how to ask the endpoint; nothing where the journal does not know it."""
+    endpoint, namespace, port = (deployed.get(key) for key in ("endpoint", "namespace", "port"))
+    if not (endpoint and namespace and port):
+        return ""
+    url = f"http://{endpoint}.{namespace}.svc:{port}/v1"
+    return (
+        f"<p>In the cluster it is at <code>{show(url)}</code> as the model "
+        f"<code>{show(deployed.get('served_model_name', ''), limit=200)}</code>; from outside, after "
+        f"<code>{show(f'kubectl port-forward -n {namespace} service/{endpoint} {port}')}</code>, at "
+        f"<code>{show(f'http://127.0.0.1:{port}/v1')}</code>.</p>"
+    )
 
 
 def _failure(journal: RunJournal, state: str, message: str, resource: str) -> str:

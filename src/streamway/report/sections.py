@@ -1,6 +1,6 @@
 """The sections of the page, each from what the steps wrote; a section without anything to say is empty text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -274,7 +274,7 @@ def caches(journal: RunJournal) -> str:
 
 def _life(zone: dict[str, Any]) -> str:
     hours = number(zone.get("ttl_seconds")) / 3600
-    return f"{hours:g} h" if hours else "—"
+    return f"{hours:g} h" if hours and zone.get("state") != "absent" else "—"
 
 
 def _cost(cost: dict[str, Any]) -> str:
@@ -294,15 +294,27 @@ def retired(journal: RunJournal) -> str:
     plan = result_of(journal, "plan_retirement")
     if not plan:
         return ""
-    named = {"Servers": plan.get("deployments"), "Releases": plan.get("releases"), "Cached zones": plan.get("zones")}
-    if plan.get("forgets_starts"):
-        named["History"] = ["what was kept of earlier starts"]
-    return section(
-        "What goes",
-        definitions(
-            {key: ", ".join(map(str, items(value, most=_MOST_LINES))) for key, value in named.items()}, "facts"
-        ),
-    )
+    named = {
+        "Servers": plan.get("deployments"),
+        "Releases": plan.get("releases"),
+        "Cached zones": plan.get("zones"),
+        "History": ["what was kept of earlier starts"] if plan.get("forgets_starts") else [],
+    }
+    kept = {
+        "Older releases": plan.get("stays"),
+        "Served elsewhere": plan.get("in_use"),
+        "Not looked at": plan.get("unseen"),
+    }
+    done = journal.record(journal.steps[-1])
+    over = done is not None and done.status == "succeeded"
+    stays = section("What stays", _lists(kept)) if any(kept.values()) else ""
+    return section("What went" if over else "What goes", _lists(named)) + stays
+
+
+def _lists(named: Mapping[str, Any]) -> str:
+    """List things by kind, each on a line of its own; a kind without any is left out."""
+    lines = {kind: "\n".join(map(str, items(value, most=_MOST_LINES))) for kind, value in named.items() if value}
+    return definitions(lines or {"Nothing": "nothing of it was there"}, "facts")
 
 
 def middle(values: Sequence[float]) -> float:

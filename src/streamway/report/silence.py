@@ -82,15 +82,16 @@ def _where(journal: RunJournal, step: str, resource: str) -> str:
     task = f"the task {step.replace('_', '-')}" if step else "the last task"
     if found := _VERTEX.fullmatch(resource):
         return (
-            f"Read the log of {task} at {_CONSOLE.format_map(found.groupdict())}, or run: gcloud logging read "
-            f"'resource.labels.pipeline_job_id=\"{found['id']}\"' --project={found['project']}. Then start the run "
-            "again: what has been moved is not moved twice."
+            f"Read the log of {task} at {_CONSOLE.format_map(found.groupdict())} or by\n"
+            f"gcloud logging read 'resource.labels.pipeline_job_id=\"{found['id']}\"' --project={found['project']}\n"
+            "Then start the run again: what has been moved is not moved twice."
         )
     logs = ""
     if _WORKFLOW.fullmatch(journal.name):
         selector = f"workflows.argoproj.io/workflow={journal.name}"
-        logs = f"; on Kubeflow: kubectl logs --all-containers --prefix --selector {selector} --namespace kubeflow"
-    return f"Read the log of {task} on the run's page{logs}. Then start the run again: what has been moved stays."
+        logs = f", or on Kubeflow by\nkubectl logs --all-containers --prefix --selector {selector} --namespace kubeflow"
+    again = "Then start the run again: what has been moved is not moved twice."
+    return f"Read the log of {task} on the run's page{logs}\n{again}"
 
 
 def _began(journal: RunJournal, step: str) -> str:
