@@ -43,7 +43,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
     folder = tmp_path_factory.mktemp("parts")
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        bucket = start(processes, folder, "bucket", "--buckets", f"{BUCKET}=US-CENTRAL1")
+        bucket = start(processes, folder, "bucket", "--buckets", f"{BUCKET}=US-CENTRAL1,far-away=EUROPE-WEST4")
         images = folder / "images.json"
         row = {
             "image": "example.com/engine-double:*",

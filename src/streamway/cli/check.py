@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from streamway import cache, cluster, server, storage
+from streamway.cache_control import zone_in_location
 from streamway.cli import output
 from streamway.cli.choices import plan_model, planned_server
 from streamway.cli.configuration import environment_of, load_settings
@@ -111,7 +112,27 @@ def _cluster(settings: Settings) -> str:
     lacking = server.check_permissions(namespace=chosen.namespace, cluster=chosen.cluster, warm_start=chosen.warm_start)
     version = connection.get("/version").get("gitVersion", "unknown")
     helpful = f"; not allowed and not needed: {'; '.join(lacking)}" if lacking else ""
-    return f"{connection.address} answers, Kubernetes {version}{helpful}"
+    return f"{connection.address} answers, Kubernetes {version}{helpful}{_distance(settings)}"
+
+
+def _distance(settings: Settings) -> str:
+    """What to know where pods would read from another region: it works, slowly, and is charged for."""
+    root, zone = settings.storage.release_root, settings.pod_zone
+    if not storage.is_gs(root):
+        return ""
+    try:
+        bucket = storage.describe_bucket(storage.bucket_of(root))
+        zones = [zone] if zone else cluster.resolve_zones([cluster.EVERY_ZONE], settings.server.cluster)
+    except StreamwayError:
+        # What is wrong with either is said where it is looked at for its own sake.
+        return ""
+    away = [one for one in zones if zone_in_location(one, bucket.location) is False]
+    if not away:
+        return ""
+    return (
+        f"; pods in {', '.join(away)} would read gs://{bucket.name}, which is in {bucket.location}, from another "
+        "region: slowly, for a charge, and never from a cache"
+    )
 
 
 def _manifests(settings: Settings) -> str:
