@@ -41,10 +41,10 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
         (["model.id=sandbox/no-weights", "model.allowed_licences=[]"], 31, ["no weights"]),
         (["model.id=sandbox/pickle-runs-code", "model.allowed_licences=[]"], 32, ["pytorch_model.bin", "posix.system"]),
         (["storage.release_root=gs://absent-bucket/models"], 41, ["gs://absent-bucket", "Create it"]),
-        (["cache.zones=[europe-west4-a]"], 50, ["europe-west4-a", "US-CENTRAL1"]),
+        (["cache.zones=[europe-west4-a]", "server.zone=us-central1-a"], 50, ["europe-west4-a", "US-CENTRAL1"]),
         (["server.engine_arguments=[--disable-log-requests]"], 2, ["--disable-log-requests"]),
         (["server.image=registry.example/vllm-openai:v0.32.0"], 63, ["registry.example/vllm-openai:v0.32.0"]),
-        (["server.zone=mars-north1-a"], 63, ["0/1 nodes are available"]),
+        (["server.zone=mars-north1-a"], 2, ["mars-north1-a", "can have no node"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -72,9 +72,9 @@ def test_check_tells_everything_that_is_wrong_at_once_and_moves_nothing(terminal
     )  # fmt: skip
     found = {entry["name"]: entry for entry in checked.json}
     assert checked.code == 12
-    assert [name for name, entry in found.items() if not entry["ok"]] == ["model", "caches", "server"]
+    assert [name for name, entry in found.items() if not entry["ok"]] == ["model", "caches", "cluster", "server"]
     assert found["storage"]["found"] == "gs://streamway-models in US-CENTRAL1"
-    assert "Kubernetes v1" in found["cluster"]["found"]
+    assert "zone is 'europe-west4-a', where the cluster" in found["cluster"]["found"]
 
 
 def test_check_is_content_with_a_good_configuration(terminal) -> None:
