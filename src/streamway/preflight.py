@@ -2,7 +2,7 @@
 
 A wrong word in a question would otherwise be found by the smoke test, after hours of transfer and with a GPU at hand.
 Here all rooms look at their part of the form at once, and everything that is wrong is said in one message. Nothing is
-changed; only the cluster is asked whether it answers.
+changed: the bucket is asked where it is, and the cluster whether it answers and what this account may do there.
 """
 
 import logging
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamway import cache, server, smoke, storage
-from streamway.cluster import EVERY_ZONE, check_zone, connect
+from streamway.cluster import EVERY_ZONE, check_zone, connect, resolve_zones
 from streamway.errors import SettingsError, StreamwayError
 from streamway.server.deploy import check_takeover
 from streamway.storage import gates
@@ -115,6 +115,9 @@ def _check_stages(form: Form) -> None:
 def _check_caches(form: Form) -> None:
     zones = [zone for zone in _texts("cache_zones", form.cache_zones) if zone != EVERY_ZONE]
     cache.check_request(zones=zones, ttl_seconds=int(form.cache_ttl_hours * 3600))
+    if form.cache_zones and storage.is_gs(form.release_root):
+        bucket = storage.bucket_of(form.release_root)
+        cache.check_zones(bucket=bucket, zones=resolve_zones(form.cache_zones, form.cluster))
 
 
 def _check_server(form: Form) -> None:
@@ -144,6 +147,7 @@ def _check_proof(form: Form) -> None:
 
 def _check_cluster(form: Form) -> None:
     connect(form.cluster)
+    server.check_permissions(namespace=str(form.server.get("namespace", "")), cluster=form.cluster)
     check_zone(str(form.server.get("zone") or ""), form.cluster)
 
 

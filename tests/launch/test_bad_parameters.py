@@ -58,6 +58,12 @@ FORM = [
     Wrong("cache_zones", [1], ("cache_zones has 1", "expected texts"), "Put it in quotes"),
     Wrong("cache_ttl_hours", 0.5, ("ttl_seconds is 1800", "expected 3600", "0.5 hours was"), "1 to 168 hours"),
     Wrong("cache_ttl_hours", 169.0, ("expected 3600 (1 hour) to 604800", "169 hours was"), "1 to 168 hours"),
+    Wrong(
+        "cache_zones",
+        ["europe-west4-a"],
+        ("Zone europe-west4-a is not in the location of gs://models, which is US-CENTRAL1",),
+        "Name zones of US-CENTRAL1",
+    ),
     Wrong("cluster", "prod", ("cluster is 'prod', which names no cluster",), "projects/P/locations/L/clusters/C"),
     Wrong("namespace", "Bad NS", ("namespace is 'Bad NS'", "expected at most 63"), "Choose another namespace"),
     Wrong("image", "", ("image is ''", "no image's name"), "registry/repository:tag"),
