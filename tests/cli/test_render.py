@@ -66,3 +66,25 @@ def test_what_was_derived_is_told_beside_the_manifests(hub: Any, bucket_uri: str
     assert "--max-model-len=auto" in json.dumps(found["manifests"])
     assert json.loads(own.stdout)["derived"]["context"]["said"].startswith("the context is --max-model-len=4096")
     assert "--max-model-len=auto" not in own.stdout
+
+
+def test_what_must_be_there_first_is_printed_as_a_script(hub: Any, bucket_uri: str, tmp_path: Path) -> None:
+    hub.model("org/tiny")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {{id: org/tiny}}\nstorage: {{release_root: {bucket_uri}/models}}\n"
+        "server: {name: tiny, cluster: projects/acme/locations/us-central1/clusters/prod}\n"
+    )
+
+    prepare = [STREAMWAY, "prepare", str(config)]
+    done = subprocess.run([*prepare, "--standard"], capture_output=True, text=True, check=False, timeout=120)
+    nowhere = [*prepare, "--set", "server.cluster="]
+    refused = subprocess.run(nowhere, capture_output=True, text=True, check=False, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    read = subprocess.run(["bash", "-n"], input=done.stdout, capture_output=True, text=True, check=False, timeout=30)
+    assert read.returncode == 0, read.stderr
+    assert "node-pools create l4-x1 --cluster=prod" in done.stdout
+    assert f"gcloud storage buckets add-iam-policy-binding {bucket_uri} " in done.stdout
+    assert refused.returncode != 0
+    assert "expected projects/P/locations/L/clusters/C" in " ".join(refused.stderr.split())

@@ -30,6 +30,7 @@ def cli() -> None:
 for _name, _source, _summary in (
     ("run", "run:run", "Run the pipeline of CONFIG on this machine, by KFP's local runner."),
     ("check", "check:check", "Look at everything CONFIG needs, and move nothing."),
+    ("prepare", "prepare:prepare", "Print the commands that make what CONFIG needs."),
     ("compile", "run:compile_command", "Compile PIPELINE to the file that Vertex AI and Kubeflow read."),
     ("sandbox", "sandbox:sandbox_group", "The Hub, Cloud Storage, caches and a cluster, on this machine."),
     ("pull", "pull:pull", "Pull MODEL_ID from the Hub to the staging place of RELEASE_ROOT."),
