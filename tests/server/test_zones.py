@@ -71,12 +71,24 @@ def test_a_zone_without_a_node_yet_is_waited_for_and_costs_no_gap(
     assert read_status(name="tiny", namespace=namespace).active == first.revision
 
 
-@pytest.mark.parametrize("zone", ["", "on-premises-1"])
-def test_what_cannot_be_judged_is_not_refused(cluster: Any, zone: str) -> None:
+@pytest.mark.parametrize(("zone", "said"), [("", ""), ("on-premises-1", "has no node in on-premises-1 yet")])
+def test_what_cannot_be_judged_is_not_refused(
+    cluster: Any, zone: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
     check_zone(zone)
 
+    assert said in caplog.text
+    assert bool(said) is bool(caplog.text)
 
-def test_whoever_may_not_list_nodes_is_not_stopped(as_account: Callable[..., None]) -> None:
+
+def test_whoever_may_not_list_nodes_is_not_stopped(
+    as_account: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     as_account()
 
     check_zone("europe-west4-a")
+
+    assert "whether the cluster has nodes in europe-west4-a is not known" in caplog.text
