@@ -85,6 +85,6 @@ def test_what_must_be_there_first_is_printed_as_a_script(hub: Any, bucket_uri: s
     read = subprocess.run(["bash", "-n"], input=done.stdout, capture_output=True, text=True, check=False, timeout=30)
     assert read.returncode == 0, read.stderr
     assert "node-pools create l4-x1 --cluster=prod" in done.stdout
-    assert f"gcloud storage buckets add-iam-policy-binding {bucket_uri} " in done.stdout
+    assert f"gcloud storage buckets add-iam-policy-binding gs://{bucket_uri.split('/')[2]} " in done.stdout
     assert refused.returncode != 0
     assert "expected projects/P/locations/L/clusters/C" in " ".join(refused.stderr.split())

@@ -182,6 +182,17 @@ def test_limits_of_time_nest_and_grow_with_the_model(spec: Spec) -> None:
     assert waits == sorted(set(waits))
 
 
+def test_health_is_asked_at_the_start_before_traffic_and_for_life(spec: Spec) -> None:
+    found = container(spec())
+    probes = {name: found[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+
+    assert all(probe["httpGet"] == {"path": "/health", "port": "api"} for probe in probes.values())
+    assert found["ports"] == [{"name": "api", "containerPort": 8000, "protocol": "TCP"}]
+    # A busy engine leaves the Service first, and is restarted only when it has been silent for longer.
+    silent = {name: probe["periodSeconds"] * probe["failureThreshold"] for name, probe in probes.items()}
+    assert silent["readiness"] <= 30 < silent["liveness"]
+
+
 def test_a_zone_pins_the_pod(spec: Spec) -> None:
     assert pod(spec(zone="us-central1-a"))["nodeSelector"]["topology.kubernetes.io/zone"] == "us-central1-a"
     assert "topology.kubernetes.io/zone" not in pod(spec())["nodeSelector"]
