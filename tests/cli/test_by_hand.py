@@ -23,7 +23,8 @@ def test_a_model_is_pulled_converted_judged_and_published(hub: Any, bucket_uri: 
     assert (planned["commit_sha"], planned["move_bytes"]) == (commit, planned["size_bytes"])
     pulled = streamway("pull", "org/tiny", root)
     converted = streamway("convert", pulled["uri"], pulled["uri"].replace("/source", "/weights"))
-    assert streamway("validate", converted["uri"])["kind"] == "model"
+    judged = streamway("validate", converted["uri"])
+    assert judged["kind"] == "model" and judged["ok"] is True
     published = streamway("upload", converted["uri"], root)
     assert published["uri"] == f"{root}/org/tiny/{commit}/"
     assert streamway("pull", "org/tiny", root)["already_published"]

@@ -16,6 +16,9 @@ from streamway import hub as hub_room
 from streamway import storage, weights
 from streamway.errors import AccessDeniedError, ChecksumError, HubError, StorageError, UnsafePickleError
 from streamway.sandbox.hub_repository import Promise
+from streamway.storage import Patience
+from streamway.storage.records import LeftFile
+from streamway.storage.segments import ByteReader
 
 WRITER = Path(__file__).parents[1] / "weights" / "torch_writer.py"
 _SPEC = importlib.util.spec_from_file_location("torch_writer", WRITER)
@@ -227,3 +230,41 @@ def test_the_same_conversion_again_moves_nothing(hub: Any, cloud: Any, bucket_ur
     cloud.begin_anew()
     assert convert(pull("org/again-left", bucket_uri), bucket_uri).moved_bytes == 0
     assert hub.bytes_out() + cloud.bytes_in() < BESIDE
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "status", "status": 429, "headers": {"Retry-After": "1"}},
+        {"kind": "status", "status": 503},
+        {"kind": "reset", "after_bytes": 100_000},
+        {"kind": "stall", "after_bytes": 100_000},
+        {"kind": "truncate", "after_bytes": 100_000},
+    ],
+    ids=["busy", "unavailable", "reset", "stall", "truncated"],
+)
+def test_a_conversion_survives_faults_of_the_hub(hub: Any, root_uri: str, hurried: Patience, fault: Any) -> None:
+    state = large_model()
+    push(hub, "org/faulty-left", torch.checkpoint_bytes(state))
+    pulled = pull("org/faulty-left", root_uri)
+    hub.arm(**fault, path="*/resolve/*")
+    hub.arm(**fault, path="/cdn/*", times=2)
+    converted = convert(pulled, root_uri, open_left=hub_room.open_left_files(patience=hurried))
+    assert stored(converted) == contents(state)
+    assert not hub.armed()
+
+
+def test_addresses_that_expire_under_way_are_asked_for_anew(hub: Any, bucket_uri: str, hurried: Patience) -> None:
+    state = {f"layers.{number}.weight": matrix(2 * MIB) for number in range(12)}
+    push(hub, "org/expiring-left", torch.checkpoint_bytes(state))
+    pulled = pull("org/expiring-left", bucket_uri)
+    opened = hub_room.open_left_files(patience=hurried)
+
+    def open_then_expire(file: LeftFile) -> ByteReader:
+        reader = opened(file)
+        reader.read(0, 1)  # the address is known now, and refused when the next byte is asked for
+        hub.expire_links()
+        return reader
+
+    assert stored(convert(pulled, bucket_uri, open_left=open_then_expire)) == contents(state)
+    assert hub.count("HEAD", "resolve") >= 2

@@ -1,5 +1,7 @@
 """`streamway convert` and `streamway validate`: checkpoints made into safetensors, and safetensors judged."""
 
+from dataclasses import asdict
+
 import click
 
 from streamway import weights
@@ -38,6 +40,6 @@ def convert(source: str, target: str, memory_mib: int, as_json: bool) -> None:
 def validate(context: click.Context, uri: str, as_json: bool) -> None:
     """Judge the safetensors in URI, a folder or a gs:// prefix; exits with 34 when a server would fail on it."""
     found = weights.validate(uri)
-    output.give(found, as_json=as_json, lines=found.lines())
+    output.give({"ok": found.ok, **asdict(found)} if as_json else found, as_json=as_json, lines=found.lines())
     if not found.ok:
         context.exit(34)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamway.errors import ChecksumError, HubError
 from streamway.hub.policy import find_remote_code, judge, judge_licence
@@ -246,12 +246,7 @@ class Pull:
             )
             for file, result in zip(rest, written, strict=True)
         }
-        recorded = brought | {
-            path: RecordedFile(
-                path=path, uri=file.uri, size_bytes=file.size_bytes, sha256=file.sha256, crc32c=file.crc32c
-            )
-            for path, file in reused.items()
-        }
+        recorded = brought | {path: replace(file, path=path) for path, file in reused.items()}
         return tuple(recorded[path] for path in sorted(recorded)), sum(result.moved_bytes for result in written)
 
     def _plan(self, file: HubFile, uri: str) -> FilePlan:
@@ -289,14 +284,5 @@ def _published(release: Release) -> PulledModel:
         size_bytes=release.size_bytes,
         moved_bytes=0,
         already_published=True,
-        files=tuple(
-            RecordedFile(
-                path=file.path,
-                uri=join(release.uri, file.path),
-                size_bytes=file.size_bytes,
-                sha256=file.sha256,
-                crc32c=file.crc32c,
-            )
-            for file in release.files
-        ),
+        files=release.recorded_files,
     )

@@ -19,7 +19,7 @@ from streamway.storage.addresses import is_gs, join
 from streamway.storage.files import exists, read_file, write_file
 from streamway.storage.layout import ModelLayout
 from streamway.storage.manifest import MAX_BYTES, now
-from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
+from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights
 from streamway.storage.release import Release, find_release, upload_model, verify_release
 from streamway.storage.segments import Progress
 from streamway.storage.transfer import MEMORY_BYTES
@@ -183,16 +183,7 @@ def _as_prepared(source: Release) -> PreparedWeights:
         commit_sha=manifest.commit_sha,
         licence=manifest.licence,
         source=manifest.source,
-        files=tuple(
-            RecordedFile(
-                path=file.path,
-                uri=join(source.uri, file.path),
-                size_bytes=file.size_bytes,
-                sha256=file.sha256,
-                crc32c=file.crc32c,
-            )
-            for file in source.files
-        ),
+        files=source.recorded_files,
         report=dict(manifest.conversion),
     )
 

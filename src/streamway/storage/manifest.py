@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from streamway.errors import ReleaseError, StorageError
-from streamway.storage.addresses import check_relative
+from streamway.storage.addresses import check_relative, join
+from streamway.storage.records import RecordedFile
 
 FORMAT_VERSION = 1
 MAX_BYTES = 32 * 1024 * 1024
@@ -37,6 +38,16 @@ class ManifestFile:
     def content(self) -> tuple[str, int, str, int]:
         """Everything but where it was written: what two equal releases share."""
         return self.path, self.size_bytes, self.sha256, self.crc32c
+
+    def at(self, release_uri: str) -> RecordedFile:
+        """Return the file as a record names it, where this release has it."""
+        return RecordedFile(
+            path=self.path,
+            uri=join(release_uri, self.path),
+            size_bytes=self.size_bytes,
+            sha256=self.sha256,
+            crc32c=self.crc32c,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

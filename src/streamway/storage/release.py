@@ -58,6 +58,11 @@ class Release:
     copied_bytes: int
     already_published: bool
 
+    @property
+    def recorded_files(self) -> tuple[RecordedFile, ...]:
+        """Its files as the records of steps name them."""
+        return tuple(file.at(self.uri) for file in self.files)
+
 
 def find_release(release_uri: str) -> Release | None:
     """Return a published release; None where there is no manifest.
@@ -79,16 +84,7 @@ def find_published_files(layout: ModelLayout) -> dict[str, RecordedFile]:
     for manifest_uri, manifest in zip(others, map_at_once(_read_if_possible, others), strict=True):
         release_uri = manifest_uri.removesuffix(MANIFEST_SUFFIX)
         for file in manifest.files if manifest else ():
-            found.setdefault(
-                file.sha256,
-                RecordedFile(
-                    path=file.path,
-                    uri=join(release_uri, file.path),
-                    size_bytes=file.size_bytes,
-                    sha256=file.sha256,
-                    crc32c=file.crc32c,
-                ),
-            )
+            found.setdefault(file.sha256, file.at(release_uri))
     return found
 
 

@@ -386,16 +386,7 @@ def _from_release(release: Release) -> ConvertedWeights:
     conversion = release.manifest.conversion
     return ConvertedWeights(
         uri=release.uri,
-        files=tuple(
-            RecordedFile(
-                path=file.path,
-                uri=join(release.uri, file.path),
-                size_bytes=file.size_bytes,
-                sha256=file.sha256,
-                crc32c=file.crc32c,
-            )
-            for file in release.files
-        ),
+        files=release.recorded_files,
         tensors=int(conversion.get("tensors", 0)),
         tensor_bytes=int(conversion.get("tensor_bytes", 0)),
         aliases=dict(conversion.get("aliases", {})),
