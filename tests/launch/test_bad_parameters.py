@@ -127,8 +127,9 @@ PROMOTION = [
     Wrong("requires", [1], ("requires has 1", "expected texts"), "Put it in quotes"),
 ]
 PULL = [
-    Wrong("model_id", "nobody/nothing", ("nobody/nothing is not on http://",), "case-sensitive"),
+    Wrong("model_id", "nobody/nothing", ("nobody/nothing is not on http://", "no token was given"), "case-sensitive"),
     Wrong("model_id", "", ("'' is not a model id",), "Write it as `org/name`"),
+    Wrong("revision", " ", ("The revision of sandbox/tiny is ' '", "expected a branch, a tag"), "Write main"),
     Wrong("revision", "absent", ("'absent'",), "Choose a branch, a tag or a commit"),
     Wrong("token_secret", "hf_token", ("token's secret (8 characters)", "not a resource name"), "never put the token"),
     Wrong("allowed_licences", ["mit"], ("licence is 'apache-2.0'", "allowed are mit"), "change the policy"),

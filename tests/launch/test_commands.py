@@ -121,6 +121,7 @@ def test_templates_are_published_with_the_image_of_the_configuration(terminal: T
     ("words", "code", "problem"),
     [
         (("submit", "CONFIG", "--set", "storage.release_root=/tmp/models"), 80, "can only write to a bucket"),
+        (("submit", "CONFIG", "--set", "oops"), 2, "is not KEY=VALUE"),
         (("submit", "CONFIG", "--set", "launch.location=Mars"), 2, "launch.location is 'Mars'"),
         (("submit", "CONFIG", "--set", "sandbox={}", "--state", "/nonexistent"), 90, "No sandbox runs in"),
         (("submit", "CONFIG", "--set", "launch.servce_account=x"), 2, "perhaps you meant service_account?"),

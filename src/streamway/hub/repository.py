@@ -122,6 +122,11 @@ def read_repository(
         HubError: it was renamed or disabled, or the Hub cannot be reached.
     """
     endpoint = hub_endpoint()
+    if not revision.strip():
+        raise RevisionNotFoundError(
+            f"The revision of {model_id} is {revision!r}, expected a branch, a tag or a commit.",
+            next_step="Write main for the newest commit.",
+        )
     api = huggingface_hub.HfApi(endpoint=endpoint, token=hub_token(token) or False)
     patience = patience or _ASKING
     ask = Asking(endpoint, model_id, revision, with_token=bool(hub_token(token)), patience=patience)
@@ -230,10 +235,10 @@ class Asking:
 
     def _refusal(self, error: hub_errors.HfHubHTTPError, status: int) -> StreamwayError:
         page = f"{self._endpoint}/{self._model_id}"
-        token = "the given token" if self._with_token else "no token"
+        lock = "the given token does not open it" if self._with_token else "no token was given"
         if isinstance(error, hub_errors.GatedRepoError):
             return AccessDeniedError(
-                f"{self._model_id} is gated, and {token} does not open it.",
+                f"{self._model_id} is gated, and {lock}.",
                 next_step=f"Accept its conditions on {page}, then give a token of that account (HF_TOKEN, or the "
                 "Secret Manager name in the configuration).",
             )
@@ -251,7 +256,7 @@ class Asking:
             )
         if isinstance(error, hub_errors.RepositoryNotFoundError):
             return ModelNotFoundError(
-                f"{self._model_id} is not on {self._endpoint}, or it is private and {token} does not open it.",
+                f"{self._model_id} is not on {self._endpoint}, or it is private and {lock}.",
                 next_step=f"Check the id on {page}; ids are case-sensitive. For a private model give a token.",
             )
         return HubError(
