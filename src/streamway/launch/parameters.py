@@ -32,7 +32,7 @@ One file serves Vertex AI and Kubeflow. What differs is theirs:
 |---|---|---|
 | name of a run in its journal, `.runs/<name>/` | the job's id | the workflow's name |
 | size of a task's worker | a machine type that holds its CPU and memory limit | limits of its pod |
-| a lost worker | the task is tried again, from where it was | the same |
+| a lost worker | the task is tried again, from where it was, unless it gives a verdict: deploy, smoke test | the same |
 | a task's timeout | none; every step has its own | none; every step has its own |
 | small outputs | `launch.pipeline_root` | the deployment's object store, unless that is set |
 | schedules | with a time zone, with catch-up on resume | in UTC, without catch-up |
