@@ -268,3 +268,83 @@ def test_addresses_that_expire_under_way_are_asked_for_anew(hub: Any, bucket_uri
 
     assert stored(convert(pulled, bucket_uri, open_left=open_then_expire)) == contents(state)
     assert hub.count("HEAD", "resolve") >= 2
+
+
+def serve(hub: Any, model_id: str, root_uri: str, files: dict[str, bytes]) -> storage.Release:
+    """Push a commit and bring it to a release, as a pipeline does."""
+    hub.push(model_id, {"config.json": b"{}", **files}, keep_other_files=False)
+    hub.begin_anew()
+    converted = convert(pull(model_id, root_uri), root_uri, release_root=root_uri)
+    return storage.upload_model(weights_uri=converted.uri, release_root=root_uri)
+
+
+def weights_of(release: storage.Release) -> dict[str, str]:
+    return {file.path: file.sha256 for file in release.files if file.path.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("form", ["pickled", "unaligned"])
+def test_a_commit_that_leaves_the_weights_makes_nothing_anew(hub: Any, cloud: Any, bucket_uri: str, form: str) -> None:
+    if form == "pickled":
+        files = {"pytorch_model.bin": torch.checkpoint_bytes(large_model())}
+    else:
+        header = json.dumps({"w": {"dtype": "F32", "shape": [MIB], "data_offsets": [0, 4 * MIB]}}).encode() + b" "
+        header += b" " * (len(header) % 2 == 0)  # an odd length leaves what follows unaligned
+        files = {"model.safetensors": len(header).to_bytes(8, "little") + header + os.urandom(4 * MIB)}
+    first = serve(hub, f"org/kept-{form}", bucket_uri, files)
+    cloud.begin_anew()
+    second = serve(hub, f"org/kept-{form}", bucket_uri, {**files, "README.md": b"# Better words"})
+    assert second.uri != first.uri
+    assert weights_of(second) == weights_of(first)
+    moved = 0 if form == "pickled" else 4 * MIB  # safetensors are pulled before they are looked at
+    assert hub.bytes_out() <= moved + 4 * BESIDE
+    assert cloud.bytes_in() <= moved + BESIDE
+    proof = second.manifest.conversion["proof"]
+    assert proof["tensors"] == first.manifest.conversion["proof"]["tensors"]
+    storage.verify_release(second.uri, deep=True)
+
+
+def test_of_several_checkpoints_only_the_changed_one_is_made(hub: Any, cloud: Any, bucket_uri: str) -> None:
+    states = [{f"layers.{part}.weight": matrix(4 * MIB)} for part in range(3)]
+
+    def files() -> dict[str, bytes]:
+        names = [f"pytorch_model-0000{part + 1}-of-00003.bin" for part in range(3)]
+        index = {name: file for state, file in zip(states, names, strict=True) for name in state}
+        checkpoints = {name: torch.checkpoint_bytes(state) for name, state in zip(names, states, strict=True)}
+        return {**checkpoints, "pytorch_model.bin.index.json": json.dumps({"weight_map": index}).encode()}
+
+    serve(hub, "org/one-of-three", bucket_uri, files())
+    states[1] = {"layers.1.weight": matrix(4 * MIB)}
+    cloud.begin_anew()
+    release = serve(hub, "org/one-of-three", bucket_uri, files())
+    assert 4 * MIB < hub.bytes_out() < 4 * MIB + 4 * BESIDE
+    assert 4 * MIB < cloud.bytes_in() < 4 * MIB + BESIDE
+    assert len(release.manifest.conversion["reused"]) == 2
+    storage.verify_release(release.uri, deep=True)
+
+
+def test_another_decision_about_tied_names_makes_the_file_anew(hub: Any, bucket_uri: str) -> None:
+    shared = torch.Storage(os.urandom(200_000), "float16")
+    tied = {
+        "model.embed_tokens.weight": torch.Tensor(shared, (100, 1000)),
+        "lm_head.weight": torch.Tensor(shared, (100, 1000)),
+    }
+    checkpoint = {"pytorch_model.bin": torch.checkpoint_bytes(tied)}
+    first = serve(hub, "org/ties", bucket_uri, checkpoint)
+    second = serve(hub, "org/ties", bucket_uri, {**checkpoint, "config.json": b'{"tie_word_embeddings": false}'})
+    assert first.manifest.conversion["tensors"] == 1
+    assert second.manifest.conversion["tensors"] == 2
+    assert second.manifest.conversion["reused"] == []
+
+
+def test_what_was_found_elsewhere_and_is_gone_is_made_after_all(hub: Any, bucket_uri: str) -> None:
+    state = large_model()
+    files = {"pytorch_model.bin": torch.checkpoint_bytes(state)}
+    first = serve(hub, "org/vanishing", bucket_uri, files)
+    hub.push("org/vanishing", {"config.json": b"{}", "README.md": b"#", **files}, keep_other_files=False)
+    pulled = pull("org/vanishing", bucket_uri)
+    found = convert(pulled, bucket_uri, release_root=bucket_uri)
+    assert found.moved_bytes == 0
+    storage.delete_files([file.uri for file in first.recorded_files])
+    made = convert(pulled, bucket_uri, release_root=bucket_uri)
+    assert made.moved_bytes > 16 * MIB
+    assert stored(made) == contents(state)

@@ -79,13 +79,18 @@ def find_release(release_uri: str) -> Release | None:
 
 def find_published_files(layout: ModelLayout) -> dict[str, RecordedFile]:
     """Return the files of a model's other releases under the same root, by sha256."""
-    others = [uri for uri in _manifest_uris(layout.model_uri)[:_MANIFESTS_READ] if uri != layout.manifest_uri]
     found: dict[str, RecordedFile] = {}
-    for manifest_uri, manifest in zip(others, map_at_once(_read_if_possible, others), strict=True):
-        release_uri = manifest_uri.removesuffix(MANIFEST_SUFFIX)
-        for file in manifest.files if manifest else ():
+    for release_uri, manifest in read_other_manifests(layout):
+        for file in manifest.files:
             found.setdefault(file.sha256, file.at(release_uri))
     return found
+
+
+def read_other_manifests(layout: ModelLayout) -> list[tuple[str, Manifest]]:
+    """Return (URI, manifest) of a model's other releases under the same root, newest first."""
+    others = [uri for uri in _manifest_uris(layout.model_uri)[:_MANIFESTS_READ] if uri != layout.manifest_uri]
+    read = zip(others, map_at_once(_read_if_possible, others), strict=True)
+    return [(uri.removesuffix(MANIFEST_SUFFIX), manifest) for uri, manifest in read if manifest]
 
 
 def _read_if_possible(manifest_uri: str) -> Manifest | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from streamway.errors import StorageError, WeightsError
 from streamway.storage import (
+    ModelLayout,
     Release,
     delete_files,
     exists,
@@ -31,10 +32,11 @@ from streamway.storage import (
 from streamway.storage.addresses import local_path
 from streamway.storage.digests import crc32c
 from streamway.storage.records import WEIGHTS_RECORD, OpenLeft, PreparedWeights, RecordedFile
-from streamway.storage.segments import Extent, FilePlan, Progress, WrittenFile
+from streamway.storage.segments import Extent, FilePlan, Progress, SourcePromise, WrittenFile
 from streamway.weights.folders import ModelFolder, sort_folder
 from streamway.weights.plans import ConversionPlan, plan_conversion
 from streamway.weights.proofs import ProvedTensor, Witness, prove_shard
+from streamway.weights.recipes import find_made, recipe
 from streamway.weights.shards import (
     DEFAULT_SHARD_BYTES,
     INDEX_NAME,
@@ -94,6 +96,7 @@ def convert_weights(
     copy_unchanged: bool = False,
     sha256: bool | None = None,
     open_left: OpenLeft | None = None,
+    release_root: str = "",
     memory_bytes: int = MEMORY_BYTES,
     on_progress: Progress | None = None,
 ) -> ConvertedWeights:
@@ -109,6 +112,7 @@ def convert_weights(
             local copy (`copy_unchanged`) is proved by crc32c alone, and recorded as `_conversion.json`; whatever goes
             towards a release gets both.
         open_left: Opens what the pull left at the Hub.
+        release_root: Where other releases of the model may have what would be made here; "" to look nowhere.
         memory_bytes: Most memory for bytes in flight.
         on_progress: Called with (bytes done, bytes in all).
 
@@ -128,7 +132,8 @@ def convert_weights(
     if copy_unchanged:
         _refuse_own_folder(snapshot_uri, weights_uri)
     hashed = is_gs(weights_uri) or not copy_unchanged if sha256 is None else sha256
-    work = _Work(source, _absolute(weights_uri), shard_bytes, copy_unchanged, hashed, memory_bytes, on_progress)
+    layout = ModelLayout(release_root, source.model_id, source.commit_sha) if release_root else None
+    work = _Work(source, _absolute(weights_uri), shard_bytes, copy_unchanged, hashed, layout, memory_bytes, on_progress)
     earlier = work.find_earlier()
     if earlier:
         log.info("%s is complete already; nothing was moved.", weights_uri)
@@ -158,6 +163,7 @@ class _Work:
         shard_bytes: int,
         copy_unchanged: bool,
         sha256: bool,
+        layout: ModelLayout | None,
         memory_bytes: int,
         on_progress: Progress | None,
     ) -> None:
@@ -166,6 +172,7 @@ class _Work:
         self.shard_bytes = shard_bytes
         self.copy_unchanged = copy_unchanged
         self.sha256 = sha256
+        self.layout = layout
         local = not is_gs(weights_uri)
         self.memory_bytes = min(memory_bytes, _LOCAL_MEMORY_BYTES) if local else memory_bytes
         self.workers = _LOCAL_WORKERS if local else _REMOTE_WORKERS
@@ -192,27 +199,32 @@ class _Work:
             return None
         present = {file.uri: file.size_bytes for file in list_files(self.uri)}
         ours = (file for file in record.files if file.uri.startswith(self.uri.rstrip("/") + "/"))
-        if any(present.get(file.uri) != file.size_bytes for file in ours):
+        reused = record.report.get("reused", ())
+        if any(present.get(file.uri) != file.size_bytes for file in ours) or not all(map(exists, reused)):
             return None
         return _from_record(self.uri, record)
 
     def run(self) -> ConvertedWeights:
         folder = sort_folder(self.source)
         plan = plan_conversion(self.source, folder, shard_bytes=self.shard_bytes)
+        made = find_made(self.layout, plan.shards, self.source.files) if self.layout else {}
         brought = 0
-        if plan.promises is None:
+        if plan.promises is None and len(made) < len(plan.shards):
             brought = self._bring_left()
             folder = sort_folder(self.source)
             plan = plan_conversion(self.source, folder, shard_bytes=self.shard_bytes)
         self._refuse_strays(plan)
-        written, proved = self._write(plan)
+        fresh = [shard for shard in plan.shards if shard.name not in made]
+        written, proved = self._write(fresh, plan.promises or {})
+        proved += [tensor for shard in made.values() for tensor in shard.proved]
         placed = [self._place_kept(plan, folder)]
         if plan.index is not None:
             placed.append(self._write_index(plan.index))
         moved = brought + sum(file.moved_bytes for file in written) + sum(group.moved_bytes for group in placed)
-        recorded = [*map(_recorded, (shard.name for shard in plan.shards), written)]
+        recorded = [*map(_recorded, (shard.name for shard in fresh), written), *(shard.file for shard in made.values())]
         recorded += [file for group in placed for file in group.recorded]
         report = self._report(folder, plan, proved, moved)
+        report["reused"] = sorted(shard.file.uri for shard in made.values())
         record = PreparedWeights(
             model_id=self.source.model_id,
             revision=self.source.revision,
@@ -254,15 +266,16 @@ class _Work:
                     next_step="Give an empty folder for the result.",
                 )
 
-    def _write(self, plan: ConversionPlan) -> tuple[tuple[WrittenFile, ...], list[ProvedTensor]]:
+    def _write(
+        self, shards: Sequence[Shard], promises: Mapping[str, SourcePromise]
+    ) -> tuple[tuple[WrittenFile, ...], list[ProvedTensor]]:
         """Write the new shards, and prove each against its sources before anything speaks of it."""
-        if not plan.shards:
+        if not shards:
             return (), []
-        witness = Witness(tensor for shard in plan.shards for tensor in shard.tensors)
-        promises = plan.promises or {}
+        witness = Witness(tensor for shard in shards for tensor in shard.tensors)
         plans = [
             FilePlan(uri=join(self.uri, shard.name), segments=witness.segments(shard), source=promises.get(shard.name))
-            for shard in plan.shards
+            for shard in shards
         ]
         written = self._move(plans)
 
@@ -270,7 +283,7 @@ class _Work:
             return _prove(shard, file, witness, promised=shard.name in promises)
 
         with ThreadPoolExecutor(_PROOFS_AT_ONCE if is_gs(self.uri) else 1) as pool:
-            proved = list(pool.map(prove, plan.shards, written))
+            proved = list(pool.map(prove, shards, written))
         return written, [tensor for group in proved for tensor in group]
 
     def _move(self, plans: Sequence[FilePlan], *, tell: bool = True) -> tuple[WrittenFile, ...]:
@@ -319,7 +332,12 @@ class _Work:
             "tensor_bytes": plan.tensor_bytes,
             "aliases": plan.aliases,
             "shards": [
-                {"path": shard.name, "tensors": len(shard.tensors), "size_bytes": shard.size_bytes}
+                {
+                    "path": shard.name,
+                    "tensors": len(shard.tensors),
+                    "size_bytes": shard.size_bytes,
+                    "recipe": recipe(shard, self.source.files),
+                }
                 for shard in plan.shards
             ],
             "left_behind": [{"path": path, "reason": reason} for path, reason in folder.left_behind],
