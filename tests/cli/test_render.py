@@ -78,7 +78,7 @@ def test_what_must_be_there_first_is_printed_as_a_script(hub: Any, bucket_uri: s
 
     prepare = [STREAMWAY, "prepare", str(config)]
     done = subprocess.run([*prepare, "--standard"], capture_output=True, text=True, check=False, timeout=120)
-    nowhere = [*prepare, "--set", "server.cluster="]
+    nowhere = [*prepare, "--set", "server.cluster=context:mine"]
     refused = subprocess.run(nowhere, capture_output=True, text=True, check=False, timeout=120)
 
     assert done.returncode == 0, done.stderr

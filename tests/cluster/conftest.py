@@ -284,6 +284,8 @@ class Google:
     environment: dict[str, str]
     reached: list[str]
     gke_calls: list[str]
+    routes: dict[str, int]
+    authority: Authority
 
 
 @pytest.fixture
@@ -332,12 +334,13 @@ def google(behind: Behind, tmp_path: Path) -> Iterator[Google]:
         "GOOGLE_CLOUD_PROJECT": "acme",
         "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(public.path),
         "SSL_CERT_FILE": str(public.path),
+        "REQUESTS_CA_BUNDLE": str(public.path),
         "HTTPS_PROXY": url,
         "https_proxy": url,
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
-    yield Google(tokens, doors, described, environment, reached, gke_calls)
+    yield Google(tokens, doors, described, environment, reached, gke_calls, routes, public)
     for door in doors.values():
         door.cut_watches()
     for server in [*servers, token_server]:

@@ -45,7 +45,8 @@ class Checked:
 def check(context: click.Context, config: Path, overrides: tuple[str, ...], state_path: Path, as_json: bool) -> None:
     """Look at everything CONFIG needs, and move nothing.
 
-    The model and its licence, the bucket, the zones against the bucket's location, the cluster and the manifests.
+    The model and its licence, the bucket, the zones against the bucket's location, the project with its billing and
+    services, the cluster and the manifests.
     Exits with the code of the first thing that is wrong.
     """
     settings = load_settings(config, overrides)
@@ -105,6 +106,14 @@ def _caches(settings: Settings) -> str:
     return f"{', '.join(zones)}, in the bucket's location"
 
 
+def _project(settings: Settings) -> str:
+    of_secrets = settings.model.token_secret or settings.watch.webhook_secret
+    found = cluster.check_project(settings.server.cluster, services=["secretmanager"] if of_secrets else [])
+    if found is None:
+        return "the cluster is not named as GKE's, so its project is not asked about"
+    return f"{found.name}{''.join(f'; {said}' for said in found.unknown)}"
+
+
 def _cluster(settings: Settings) -> str:
     connection = cluster.connect(settings.server.cluster)
     chosen = settings.server
@@ -144,6 +153,7 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
     "model": _model,
     "storage": _storage,
     "caches": _caches,
+    "project": _project,
     "cluster": _cluster,
     "server": _manifests,
 }

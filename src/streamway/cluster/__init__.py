@@ -11,6 +11,7 @@ from streamway.cluster.connection import (
     ServiceProxy,
 )
 from streamway.cluster.executing import run_in_container
+from streamway.cluster.project import Project, check_project
 from streamway.cluster.zones import EVERY_ZONE, check_zone, resolve_zones
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "REVISION",
     "ClusterConnection",
     "Manifest",
+    "Project",
     "ProxyResponse",
     "ServiceProxy",
+    "check_project",
     "check_zone",
     "connect",
     "gateway_configuration",

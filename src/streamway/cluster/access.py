@@ -19,7 +19,7 @@ from requests.utils import get_environ_proxies
 from streamway.cluster.connection import ClusterConnection, sentence
 from streamway.errors import ApiServerError, ClusterPermissionError, ClusterUnreachableError, SettingsError
 
-_GKE_NAME = re.compile(r"projects/[^/]+/locations/[^/]+/clusters/[^/]+")
+GKE_NAME = re.compile(r"projects/([^/]+)/locations/([^/]+)/clusters/([^/]+)")
 _MEMBERSHIP_NAME = re.compile(r"projects/([^/]+)/locations/([^/]+)/(?:gkeMemberships|memberships)/([^/]+)")
 _CLOUD_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 # Credentials are renewed this long before they expire, so that none expires between the check and its use.
@@ -65,7 +65,7 @@ def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnect
         found, credentials = find_gke_cluster(cluster, timeout_seconds)
         way = _cloud_way(cluster, gke_configuration(found, credentials=credentials), credentials)
     elif match := _MEMBERSHIP_NAME.fullmatch(cluster):
-        credentials = _cloud_credentials()
+        credentials = cloud_credentials()
         way = _cloud_way(cluster, gateway_configuration(*match.groups(), credentials=credentials), credentials)
     else:
         raise SettingsError(
@@ -185,7 +185,7 @@ def _go_through_proxy(configuration: Any) -> None:
 
 def is_gke_name(name: str) -> bool:
     """Tell whether a name is that of a GKE cluster."""
-    return _GKE_NAME.fullmatch(name) is not None
+    return GKE_NAME.fullmatch(name) is not None
 
 
 def find_gke_cluster(name: str, timeout_seconds: float) -> tuple[Any, Any]:
@@ -197,7 +197,7 @@ def find_gke_cluster(name: str, timeout_seconds: float) -> tuple[Any, Any]:
     from google.api_core.exceptions import GoogleAPIError
     from google.cloud import container_v1
 
-    credentials = _cloud_credentials()
+    credentials = cloud_credentials()
     try:
         cluster = container_v1.ClusterManagerClient(credentials=credentials).get_cluster(
             name=name, timeout=timeout_seconds
@@ -211,7 +211,12 @@ def find_gke_cluster(name: str, timeout_seconds: float) -> tuple[Any, Any]:
     return cluster, credentials
 
 
-def _cloud_credentials() -> Any:
+def cloud_credentials() -> Any:
+    """The credentials of the environment, for all of Google Cloud.
+
+    Raises:
+        ClusterUnreachableError: there are none.
+    """
     import google.auth
     from google.auth.exceptions import GoogleAuthError
 
