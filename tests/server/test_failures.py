@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from streamway.cluster import ClusterConnection
+from streamway.cluster import ClusterConnection, resolve_zones
 from streamway.errors import ClusterError, ClusterPermissionError, RolloutError
 from streamway.server import DeployedServer, Resources, check_permissions, retire_server, role_rules
 
@@ -58,7 +58,8 @@ def test_an_image_that_no_node_can_pull_is_named(deploy: Deploy) -> None:
 
 
 def test_a_zone_without_nodes_is_told_in_the_schedulers_words(deploy: Deploy) -> None:
-    error = failing(deploy, zone="europe-west4-z")
+    # Of the cluster's region, where a pool might have nodes another day.
+    error = failing(deploy, zone=resolve_zones(["cluster"])[0][:-1] + "z")
 
     assert error.reason == "unschedulable"
     assert "didn't match Pod's node affinity/selector" in error.problem
