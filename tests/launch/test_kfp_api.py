@@ -55,6 +55,18 @@ def test_concurrent_submissions_leave_one_run(queueing: Any, service: KubeflowSe
         service.cancel_run(run_id)
 
 
+def test_a_submission_joins_the_run_that_stays(queueing: Any, service: KubeflowService, compiled: Path) -> None:
+    wanted = request(compiled)
+    first = submit(service, wanted)
+    # Somebody else was as fast, and is about to find out: Kubeflow has two runs of one name for a moment.
+    body = queueing.call(f"/apis/v2beta1/runs/{first.id}")
+    kept = ("experiment_id", "display_name", "pipeline_spec", "runtime_config")
+    queueing.call("/apis/v2beta1/runs", {key: body[key] for key in kept if key in body})
+    assert len([run for run in service.list_runs(limit=100) if not run.is_over]) == 2
+    joined = submit(service, wanted)
+    assert (joined.id, joined.joined) == (first.id, True)
+
+
 def test_a_cancelled_run_is_followed_by_another(service: KubeflowService, compiled: Path) -> None:
     first = submit(service, request(compiled))
     service.cancel_run(first.id)

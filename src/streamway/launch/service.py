@@ -226,9 +226,10 @@ def submit(service: PipelineService, request: RunRequest) -> RunStatus:
         LaunchError: the service refuses.
     """
     attempts = service.list_runs(limit=_MOST_ATTEMPTS, digest=request.digest)
-    going_on = next((run for run in attempts if not run.is_over), None)
-    if going_on is not None:
-        return _join(going_on)
+    going_on = [run for run in attempts if not run.is_over]
+    if going_on:
+        # Where a service takes a name twice there may be two for a moment, and the first is the one that stays.
+        return _join(min(going_on, key=lambda run: (run.created, run.id)))
     for number in range(len(attempts) + 1, _MOST_ATTEMPTS):
         run_id = f"{request.stem}-{number}"
         try:
