@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from streamway.errors import ChecksumError, StreamwayError, TransferError
 from streamway.storage.addresses import is_gs
-from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, CloudStorage, cloud_storage
+from streamway.storage.cloud import LEAST_PART_BYTES, MOST_OBJECT_BYTES, MOST_PARTS, cloud_storage
 from streamway.storage.digests import Checksums
 from streamway.storage.http import Patience
 from streamway.storage.passing import PassingHash
@@ -67,8 +67,7 @@ def write_files(
     """
     object_sizes = (plan.size_bytes for plan in plans if is_gs(plan.uri))
     part_bytes = choose_part_bytes(object_sizes, memory_bytes=memory_bytes, workers=workers)
-    cloud = cloud_storage(patience)
-    jobs = [_make_job(plan, cloud, sha256=sha256, part_bytes=part_bytes) for plan in plans]
+    jobs = [_make_job(plan, patience, sha256=sha256, part_bytes=part_bytes) for plan in plans]
     if all(not is_gs(plan.uri) and _is_local(plan) for plan in plans):
         workers = min(workers, os.cpu_count() or 1)  # more only stand in each other's way
     at_once = max(1, min(workers, memory_bytes // part_bytes))
@@ -102,16 +101,16 @@ def choose_part_bytes(object_sizes: Iterable[int], *, memory_bytes: int, workers
     return part_bytes
 
 
-def _make_job(plan: FilePlan, cloud: CloudStorage, *, sha256: bool, part_bytes: int) -> "_Job":
+def _make_job(plan: FilePlan, patience: Patience | None, *, sha256: bool, part_bytes: int) -> "_Job":
     """Choose how a file is written: to disk, in one request, or as a multipart upload."""
     target: Target
     if not is_gs(plan.uri):
         target = LocalTarget(plan, sha256=sha256)
         part_bytes = min(part_bytes, LOCAL_PART_BYTES) if _is_local(plan) else part_bytes
     elif plan.size_bytes <= part_bytes:
-        target = SmallObjectTarget(plan, cloud, sha256=sha256)
+        target = SmallObjectTarget(plan, cloud_storage(patience), sha256=sha256)
     else:
-        target = UploadTarget(plan, cloud, sha256=sha256)
+        target = UploadTarget(plan, cloud_storage(patience), sha256=sha256)
     return _Job(plan, target, part_bytes)
 
 
