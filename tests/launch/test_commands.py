@@ -97,6 +97,8 @@ def test_a_wrong_schedule_is_refused_before_anything_is_asked(terminal: Terminal
     assert "hour has '25'" in terminal.run("schedule", "create", "CONFIG", "0 25 * * *", code=80)[1]
     said = terminal.run("schedule", "create", "CONFIG", "0 4 * * *", "--time-zone", "Mars/Base", code=80)[1]
     assert "There is no time zone 'Mars/Base'" in said
+    said = terminal.run("schedule", "create", "CONFIG", "0 4 * * *", "--end", "soon", code=80)[1]
+    assert "The end 'soon' of the schedule endpoint is not a time" in " ".join(said.split())
 
 
 def test_the_same_verbs_work_on_kubeflow(terminal: Terminal) -> None:

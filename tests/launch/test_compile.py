@@ -62,6 +62,18 @@ def test_what_is_no_image_reference_is_refused(tmp_path: Path, image: str) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("image", ["streamway", "host:5000/p/streamway", "p/streamway:", "p/streamway:latest"])
+def test_an_image_that_may_be_another_one_tomorrow_is_refused(tmp_path: Path, image: str) -> None:
+    with pytest.raises(LaunchError, match="may be another image tomorrow; expected one with a tag"):
+        compile_pipeline("serve_model", tmp_path / "p.yaml", image=image)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("image", ["host:5000/p/streamway:1", "p/streamway:latest@sha256:" + "0" * 64])
+def test_a_tag_of_its_own_or_a_digest_fixes_an_image(tmp_path: Path, image: str) -> None:
+    assert f"image: {image}\n" in compile_pipeline("serve_model", tmp_path / "p.yaml", image=image).read_text()
+
+
 def test_an_unknown_pipeline_names_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="perhaps you meant serve_model"):
         compile_pipeline("serve-model", tmp_path / "p.yaml")

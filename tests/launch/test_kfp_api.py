@@ -91,12 +91,14 @@ def test_nothing_that_the_client_prints_reaches_our_results(service: KubeflowSer
 
 
 def nightly(compiled: Path, zone: str = "UTC") -> ScheduleRequest:
-    return ScheduleRequest(name="nightly", cron=Cron.parse("30 4 * * 1-5", zone=zone), run=request(compiled))
+    cron = Cron.parse("30 4 * * 1-5", zone=zone)
+    return ScheduleRequest(name="nightly", cron=cron, run=request(compiled), end="2099-01-31T00:00:00Z")
 
 
 def test_a_schedule_is_read_back_paused_resumed_and_deleted(service: KubeflowService, compiled: Path) -> None:
     made = create_schedule(service, nightly(compiled), location="")
     assert (made.cron, made.time_zone, made.state, made.service_account) == ("30 4 * * 1-5", "UTC", "active", "runner")
+    assert made.end.startswith("2099-01-31T00:00:00")
     assert create_schedule(service, nightly(compiled), location="").id == made.id
     service.pause_schedule(made.id)
     assert find_by_name(service, "nightly").state == "paused"
@@ -120,6 +122,20 @@ def test_published_versions_are_there_once(service: KubeflowService, compiled: P
     first = service.publish(str(compiled), name, "v1")
     assert service.publish(str(compiled), name, "v1") == first
     assert service.publish(str(compiled), name, "v2") != first
+
+
+def test_another_pipeline_does_not_pass_for_a_version_that_is_there(
+    service: KubeflowService, compiled: Path, queueing: Any, tmp_path: Path
+) -> None:
+    name = f"talk-{queueing.project}"
+    first = service.publish(str(compiled), name, "v1")
+    other = tmp_path / "other.yaml"
+    other.write_text(compiled.read_text().replace("image: python:test", "image: python:other"))
+    with pytest.raises(LaunchError, match=f"has a version v1 of {name} already, and it is another pipeline") as caught:
+        service.publish(str(other), name, "v1")
+    assert "--tag" in caught.value.next_step
+    assert service.publish(str(other), name, "v2") != first
+    assert service.publish(str(compiled), name, "v1") == first
 
 
 def test_refusals_and_silence_are_told_apart(queueing: Any, service: KubeflowService, compiled: Path) -> None:

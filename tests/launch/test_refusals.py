@@ -81,8 +81,8 @@ class Place:
             pipeline_path=self.compiled, parameters={"name": "you"}, name="endpoint", pipeline_root="gs://bucket/root"
         )
 
-    def schedule(self, cron: str = "30 4 * * *", zone: str = "UTC") -> ScheduleRequest:
-        return ScheduleRequest(name="nightly", cron=Cron.parse(cron, zone=zone), run=self.run)
+    def schedule(self, cron: str = "30 4 * * *", zone: str = "UTC", end: str = "") -> ScheduleRequest:
+        return ScheduleRequest(name="nightly", cron=Cron.parse(cron, zone=zone), run=self.run, end=end)
 
     def publish_template(self, *tags: str, status: int = 0) -> None:
         if status:
@@ -241,6 +241,12 @@ REFUSALS = {
         ("'a b' is not an image reference",),
         "streamway@sha256:",
     ),
+    "an image that moves": Refused(
+        lambda p: compile_pipeline("serve_model", Path(p.root, "x.yaml"), image="p/streamway"),
+        LaunchError,
+        ("'p/streamway' may be another image tomorrow", "expected one with a tag"),
+        "or its digest as @sha256:",
+    ),
     # Schedules
     "another schedule of this name": Refused(
         lambda p: [
@@ -269,6 +275,18 @@ REFUSALS = {
         LaunchError,
         ("x cannot catch up", "settled when it is created"),
         "without --catch-up",
+    ),
+    "an end that is none": Refused(
+        lambda p: create_schedule(p.service, p.schedule(end="soon"), location="us-central1"),
+        LaunchError,
+        ("The end 'soon' of the schedule nightly is not a time", "expected a date"),
+        "Write it like 20",
+    ),
+    "an end before the first time": Refused(
+        lambda p: create_schedule(p.service, p.schedule(end="2020-01-01T00:00:00Z"), location="us-central1"),
+        LaunchError,
+        ("nightly would never fire", "ends at 2020-01-01", "first time is 20"),
+        "Let it end later",
     ),
     # Publications
     "no tag": Refused(

@@ -1,6 +1,7 @@
 """A schedule is exactly what was asked for, or it is not there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ def wanted(compiled: Path, *, cron: str = "30 4 * * mon-fri", zone: str = "Europ
         "pipeline_root": "gs://bucket/root",
         "service_account": ACCOUNT,
     }
-    return ScheduleRequest(name="nightly", cron=Cron.parse(cron, zone=zone), run=RunRequest(**{**given, **run}))
+    return ScheduleRequest(
+        name="nightly",
+        cron=Cron.parse(cron, zone=zone),
+        run=RunRequest(**{**given, **run}),
+        end="2099-01-31T00:00:00+01:00",
+    )
 
 
 @pytest.fixture
@@ -44,6 +50,7 @@ def test_a_schedule_is_read_back_as_it_was_asked_for(service: VertexService, com
         "Europe/Berlin",
     )
     assert (made.location, made.service_account, made.most_at_once) == ("us-central1", ACCOUNT, 1)
+    assert made.end == "2099-01-30T23:00:00Z"
     assert made.parameters["count"] == 3
     assert made.next_run
     assert made.page.endswith(f"/schedules/{made.id}")
@@ -81,6 +88,7 @@ def test_another_schedule_of_the_same_name_is_not_replaced(service: VertexServic
         ),
         (("createPipelineJobRequest", "pipelineJob", "pipelineSpec"), {"root": {}}, "the compiled pipeline is"),
         (("maxConcurrentRunCount",), "5", "the runs at once is 5, not 1"),
+        (("endTime",), "2098-01-30T23:00:00Z", "the end is '2098-01-30T23:00:00Z', not '2099-01-31T00:00:00"),
     ],
 )
 def test_a_schedule_that_comes_back_otherwise_is_deleted_and_told(
@@ -102,6 +110,39 @@ def test_a_schedule_that_comes_back_otherwise_is_deleted_and_told(
     with pytest.raises(LaunchError, match=problem) as caught:
         make(service, wanted(compiled))
     assert "has been deleted again" in caught.value.problem
+    assert service.list_schedules() == ()
+
+
+def test_a_schedule_that_is_over_does_not_pass_for_a_new_one(
+    queueing: Any, service: VertexService, compiled: Path
+) -> None:
+    made = make(service, wanted(compiled))
+    over = queueing.call(f"{queueing.place}/schedules/{made.id}") | {"state": "COMPLETED"}
+    queueing.fail_next(
+        "GET",
+        f"{queueing.place}/schedules",
+        status=200,
+        body=json.dumps({"schedules": [over]}),
+        headers={"Content-Type": "application/json"},
+    )
+    with pytest.raises(LaunchError, match="is completed: it starts nothing any more") as caught:
+        make(service, wanted(compiled))
+    assert made.id in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("end", "problem"),
+    [
+        ("soon", "The end 'soon' of the schedule nightly is not a time; expected a date, a time and an offset"),
+        ("2099-01-31T00:00:00", "is not a time"),
+        ("2020-01-31T00:00:00Z", "would never fire: it ends at 2020-01-31T00:00:00Z, and its first time is 20"),
+    ],
+)
+def test_an_end_that_makes_no_sense_is_refused_before_anything_is_asked(
+    service: VertexService, compiled: Path, end: str, problem: str
+) -> None:
+    with pytest.raises(LaunchError, match=problem):
+        make(service, replace(wanted(compiled), end=end))
     assert service.list_schedules() == ()
 
 

@@ -10,7 +10,10 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from streamway.errors import AlreadyThereError, LaunchError, ServiceUnreachableError
 from streamway.launch.service import (
@@ -168,21 +171,32 @@ class KubeflowService:
     def publish(self, pipeline_path: str, name: str, version: str) -> str:
         """Upload a compiled pipeline as a version of its own; return the version's id.
 
-        A version of that name that is there already is left as it is.
+        A version of that name that is there already is left as it is, if it is the same pipeline.
 
         Args:
             pipeline_path: The compiled file.
             name: The pipeline's name.
             version: The version's name.
+
+        Raises:
+            LaunchError: another pipeline has been published under this version.
         """
+        content = digest_of(yaml.safe_load(Path(pipeline_path).read_text(encoding="utf-8")))
         with self._worded(f"The pipeline {name}"):
             pipeline_id = self._client.get_pipeline_id(name)
             if pipeline_id is None:
                 pipeline_id = self._client.upload_pipeline(pipeline_path, name).pipeline_id
-            listed = self._client.list_pipeline_versions(pipeline_id, page_size=_PAGE, sort_by="created_at desc")
-            for known in listed.pipeline_versions or ():
-                if known.display_name == version:
-                    return str(known.pipeline_version_id)
+            listing = self._client.list_pipeline_versions
+            for known in self._all("pipeline_versions", listing, 10 * _PAGE, pipeline_id=pipeline_id):
+                if known.display_name != version:
+                    continue
+                if known.pipeline_spec and digest_of(known.pipeline_spec) != content:
+                    raise LaunchError(
+                        f"{self._url} has a version {version} of {name} already, and it is another pipeline, compiled "
+                        "from other source or for another image. Kubeflow does not replace versions.",
+                        next_step="Publish under another version with --tag, or without it under the time of day.",
+                    )
+                return str(known.pipeline_version_id)
             uploaded = self._client.upload_pipeline_version(pipeline_path, version, pipeline_id=pipeline_id)
         return str(uploaded.pipeline_version_id)
 
@@ -244,6 +258,7 @@ class KubeflowService:
             network="",
             pipeline_root=(runtime.pipeline_root if runtime else "") or "",
             most_at_once=int(schedule.max_concurrency or 0),
+            end=_time(trigger.end_time) if trigger else "",
             pipeline=digest_of(schedule.pipeline_spec or {}),
             page=f"{self._url}/#/recurringrun/details/{schedule.recurring_run_id}",
         )

@@ -6,6 +6,7 @@ and such a schedule fails at night, or worse, runs with other rights or another 
 
 import logging
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import yaml
@@ -14,6 +15,8 @@ from streamway.errors import LaunchError
 from streamway.launch.service import PipelineService, ScheduleRequest, ScheduleStatus, digest_of, same_values
 
 logger = logging.getLogger("streamway.launch")
+
+COMPLETED = "completed"
 
 
 def create_schedule(service: PipelineService, request: ScheduleRequest, *, location: str) -> ScheduleStatus:
@@ -25,8 +28,9 @@ def create_schedule(service: PipelineService, request: ScheduleRequest, *, locat
         location: Region that its runs must be in.
 
     Raises:
-        LaunchError: another schedule has this name, the service refuses, or what it made differs.
+        LaunchError: it would never fire, another schedule has this name, the service refuses, or what it made differs.
     """
+    _check_end(request)
     there = [found for found in service.list_schedules() if found.name == request.name]
     if there:
         return _accept(there[0], request, location, service.place)
@@ -60,12 +64,46 @@ def find_by_name(service: PipelineService, name: str) -> ScheduleStatus:
     )
 
 
+def _check_end(request: ScheduleRequest) -> None:
+    """Refuse an end that is none, and one before the first time."""
+    if not request.end:
+        return
+    end = _moment(request.end)
+    if end is None:
+        raise LaunchError(
+            f"The end {request.end!r} of the schedule {request.name} is not a time; expected a date, a time and an "
+            "offset, as in RFC 3339.",
+            next_step="Write it like 2027-01-31T00:00:00Z or 2027-01-31T00:00:00+01:00.",
+        )
+    first = next(request.cron.upcoming(datetime.now(UTC), 1))
+    if end < first:
+        raise LaunchError(
+            f"The schedule {request.name} would never fire: it ends at {request.end}, and its first time is "
+            f"{first:%Y-%m-%d %H:%M} UTC.",
+            next_step="Let it end later, or submit the run now.",
+        )
+
+
+def _moment(text: str) -> datetime | None:
+    """Read a time of RFC 3339; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
+
+
 def _accept(there: ScheduleStatus, request: ScheduleRequest, location: str, place: str) -> ScheduleStatus:
     differences = _compare(request, there, location)
     if differences:
         raise LaunchError(
             f"{place} has a schedule {request.name} already, and it differs: {'; '.join(differences)}.",
             next_step=f"Delete it with `streamway schedule delete` ({there.id}), or give yours another --name.",
+        )
+    if there.state == COMPLETED:
+        raise LaunchError(
+            f"{place} has this very schedule {request.name}, but it is completed: it starts nothing any more.",
+            next_step=f"Delete it with `streamway schedule delete` ({there.id}), then create it again.",
         )
     logger.info("the schedule %s is there already, exactly as asked for", request.name)
     return there
@@ -88,6 +126,8 @@ def _compare(request: ScheduleRequest, found: ScheduleStatus, location: str) -> 
     # What was left to the service (an empty service account, say) may be anything.
     wrong = {name: pair for name, pair in pairs.items() if pair[0] and pair[0] != pair[1]}
     differences = [f"{name} is {have!r}, not {want!r}" for name, (want, have) in wrong.items()]
+    if request.end and _moment(request.end) != _moment(found.end):
+        differences.append(f"the end is {found.end!r}, not {request.end!r}")
     return differences + _compare_parameters(run.parameters, found.parameters)
 
 

@@ -152,6 +152,7 @@ class ScheduleStatus:
         pipeline_root: As in RunRequest.
         most_at_once: As in ScheduleRequest.
         pipeline: Digest of the compiled pipeline that it runs.
+        end: As in ScheduleRequest.
         next_run: RFC 3339; empty where none comes.
         last_run: What became of the last time; empty before the first.
         page: Where a person looks at it.
@@ -169,6 +170,7 @@ class ScheduleStatus:
     pipeline_root: str
     most_at_once: int
     pipeline: str
+    end: str = ""
     next_run: str = ""
     last_run: str = ""
     page: str = ""

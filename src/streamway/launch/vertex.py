@@ -234,6 +234,7 @@ class VertexService:
             network=job.get("network", ""),
             pipeline_root=runtime.get("gcsOutputDirectory", ""),
             most_at_once=int(schedule.get("maxConcurrentRunCount", 0)),
+            end=schedule.get("endTime", ""),
             pipeline=digest_of(job.get("pipelineSpec", {})),
             next_run=schedule.get("nextRunTime", ""),
             last_run=schedule.get("lastScheduledRunResponse", {}).get("runResponse", ""),
