@@ -200,6 +200,15 @@ def test_a_webhook_starts_the_run_of_a_new_commit_and_sigterm_ends_the_watch(
     assert SECRET not in out + err
 
 
+def test_a_watch_that_cannot_listen_does_not_begin(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    taken = terminal.part.url.removeprefix("http://")
+    said = terminal.run("watch", "CONFIG", "--webhook", taken, "--secret-file", str(tmp_path / "secret"), code=80)[1]
+    assert f"The webhook cannot listen at {taken}: " in " ".join(said.split())
+    assert "Following" not in said
+    assert terminal.jobs() == []
+
+
 def wait_until(condition: Any) -> None:
     deadline = time.monotonic() + 60
     while not condition():

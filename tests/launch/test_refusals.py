@@ -2,6 +2,7 @@
 what was expected, and what to do next."""
 
 import ast
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from streamway.launch.publish import publish_template
 from streamway.launch.schedules import create_schedule, find_by_name
 from streamway.launch.service import RunRequest, RunStatus, ScheduleRequest, submit, wait_for_run
 from streamway.launch.vertex import VertexService
-from streamway.launch.webhook import webhook_application
+from streamway.launch.webhook import serve_webhook, webhook_application
 from streamway.storage.gates import check_passages, promote_release, record_passage
 from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
 from streamway.storage.segments import FilePlan
@@ -83,6 +84,11 @@ class Place:
 
     def schedule(self, cron: str = "30 4 * * *", zone: str = "UTC", end: str = "") -> ScheduleRequest:
         return ScheduleRequest(name="nightly", cron=Cron.parse(cron, zone=zone), run=self.run, end=end)
+
+    def listen(self, port: int = 0) -> None:
+        application = webhook_application(secret="correct-horse-battery", followed=[], on_told=print)
+        taken = int(self.queueing.url.rpartition(":")[2])
+        serve_webhook(application, host="127.0.0.1", port=port or taken, stop=asyncio.Event())
 
     def publish_template(self, *tags: str, status: int = 0) -> None:
         if status:
@@ -322,6 +328,18 @@ REFUSALS = {
         LaunchError,
         ("secret has 5 characters, expected at least 16",),
         "Set a long random secret",
+    ),
+    "an address that is taken": Refused(
+        lambda p: p.listen(),
+        LaunchError,
+        ("The webhook cannot listen at 127.0.0.1:", "already in use"),
+        "a free port",
+    ),
+    "no port": Refused(
+        lambda p: p.listen(99999),
+        LaunchError,
+        ("The webhook cannot listen at 127.0.0.1:99999", "0-65535"),
+        "a free port",
     ),
 }
 

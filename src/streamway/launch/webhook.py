@@ -9,8 +9,9 @@ import asyncio
 import hmac
 import logging
 import queue
+import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,12 +161,33 @@ class LookQueue:
             self._look(told)
 
 
-async def serve_webhook(application: web.Application, *, host: str, port: int, stop: asyncio.Event) -> None:
-    """Serve until told to stop."""
+def serve_webhook(
+    application: web.Application, *, host: str, port: int, stop: asyncio.Event
+) -> Coroutine[Any, Any, None]:
+    """Take an address at once, and return what serves there until told to stop.
+
+    At once, because what serves runs on a thread of its own, where nobody would hear that the address is taken.
+
+    Raises:
+        LaunchError: nothing can listen at this address.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host.strip("[]"), port), family=family)
+    except (OSError, OverflowError) as error:
+        raise LaunchError(
+            f"The webhook cannot listen at {host}:{port}: {getattr(error, 'strerror', None) or error}.",
+            next_step="Choose an address of this machine and a free port of 1 to 65535 with --webhook.",
+        ) from error
+    return _serve(application, listening, stop)
+
+
+async def _serve(application: web.Application, listening: socket.socket, stop: asyncio.Event) -> None:
+    host = listening.getsockname()[0]
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.SockSite(runner, listening).start()
         logger.info("the webhook listens at http://%s:%d/webhook", host, runner.addresses[0][1])
         await stop.wait()
     finally:
