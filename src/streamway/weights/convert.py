@@ -133,7 +133,16 @@ def convert_weights(
         _refuse_own_folder(snapshot_uri, weights_uri)
     hashed = is_gs(weights_uri) or not copy_unchanged if sha256 is None else sha256
     layout = ModelLayout(release_root, source.model_id, source.commit_sha) if release_root else None
-    work = _Work(source, _absolute(weights_uri), shard_bytes, copy_unchanged, hashed, layout, memory_bytes, on_progress)
+    work = _Work(
+        source=source,
+        uri=_absolute(weights_uri),
+        shard_bytes=shard_bytes,
+        copy_unchanged=copy_unchanged,
+        sha256=hashed,
+        layout=layout,
+        memory_bytes=memory_bytes,
+        on_progress=on_progress,
+    )
     earlier = work.find_earlier()
     if earlier:
         log.info("%s is complete already; nothing was moved.", weights_uri)
@@ -153,32 +162,25 @@ def _refuse_own_folder(snapshot_uri: str, weights_uri: str) -> None:
         )
 
 
+@dataclass(kw_only=True)
 class _Work:
-    """One conversion: what it was asked, and the steps it takes."""
+    """One conversion: what it was asked, as `convert_weights` says, and the steps it takes."""
 
-    def __init__(
-        self,
-        source: ModelSource,
-        weights_uri: str,
-        shard_bytes: int,
-        copy_unchanged: bool,
-        sha256: bool,
-        layout: ModelLayout | None,
-        memory_bytes: int,
-        on_progress: Progress | None,
-    ) -> None:
-        self.source = source
-        self.uri = weights_uri
-        self.shard_bytes = shard_bytes
-        self.copy_unchanged = copy_unchanged
-        self.sha256 = sha256
-        self.layout = layout
-        local = not is_gs(weights_uri)
-        self.memory_bytes = min(memory_bytes, _LOCAL_MEMORY_BYTES) if local else memory_bytes
+    source: ModelSource
+    uri: str
+    shard_bytes: int
+    copy_unchanged: bool
+    sha256: bool
+    layout: ModelLayout | None
+    memory_bytes: int
+    on_progress: Progress | None
+
+    def __post_init__(self) -> None:
+        local = not is_gs(self.uri)
+        self.memory_bytes = min(self.memory_bytes, _LOCAL_MEMORY_BYTES) if local else self.memory_bytes
         self.workers = _LOCAL_WORKERS if local else _REMOTE_WORKERS
-        self.on_progress = on_progress
         self.fingerprint = self._fingerprint()
-        self.record_uri = join(weights_uri, WEIGHTS_RECORD if sha256 else COPY_RECORD)
+        self.record_uri = join(self.uri, WEIGHTS_RECORD if self.sha256 else COPY_RECORD)
 
     def _fingerprint(self) -> str:
         row = hashlib.sha256(f"{_RULES_VERSION} {self.shard_bytes} {self.copy_unchanged} {self.sha256}".encode())
