@@ -71,6 +71,21 @@ def test_on_vertex_ai_the_page_and_the_command_are_those_of_the_run() -> None:
     assert "kubectl" not in advice
 
 
+def test_a_journal_that_kubeflow_does_not_name_is_not_taken_for_a_silent_one() -> None:
+    resource, run_id = "http://127.0.0.1:8888/pipelineJobs/{}", "5d89fc9b-f229-4324-a3b5-d5c4defb571c"
+    seen = {"resource": resource.format(run_id), "message": DAG_FAILED.format("deploy-server")}
+    silence = explain(journal_of(name=run_id), **seen)
+    assert silence.step == "deploy_server"
+    assert "ended as FAILED in Deploy. Why is in its journal" in silence.problem
+    assert "never began" not in silence.problem
+    assert "report.html in the newest folder of gs://b/.runs/." in silence.next_step
+    assert f"--selector pipeline/runid={run_id} " in silence.next_step
+    assert "ended as FAILED. Why" in explain(journal_of(name=run_id), **{**seen, "message": ""}).problem
+    assert "was cancelled" in explain(journal_of(name=run_id), **{**seen, "state": "CANCELLED"}).problem
+    # What is there is read.
+    assert "left no record of its end" in explain(journal_of(running="deploy_server"), **seen).problem
+
+
 def test_elsewhere_the_workflow_is_named() -> None:
     advice = explain(journal_of(name="serve-model-a1b2c"), resource="local-pipeline-exit-handler-1").next_step
     assert "--selector workflows.argoproj.io/workflow=serve-model-a1b2c" in advice

@@ -12,6 +12,7 @@ from streamway.report.journal import KNOWN_STEPS, RunJournal
 from streamway.report.sections import TITLES
 
 _VERTEX = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/pipelineJobs/(?P<id>[^/]+)")
+_KUBEFLOW = re.compile(r"https?://.+/pipelineJobs/(?P<id>[-\w]+)")
 _CONSOLE = "https://console.cloud.google.com/vertex-ai/locations/{location}/pipelines/runs/{id}?project={project}"
 _WORKFLOW = re.compile(r"[a-z0-9][-a-z0-9.]{0,252}")
 
@@ -38,8 +39,12 @@ def explain_silence(journal: RunJournal, *, state: str, message: str = "", resou
         journal: What the steps have written.
         state: How the pipeline ended, in the runner's word.
         message: What the runner itself says, which may name tasks.
-        resource: What the service calls the run; on Vertex AI projects/P/locations/L/pipelineJobs/ID.
+        resource: What the service calls the run: on Vertex AI projects/P/locations/L/pipelineJobs/ID, and
+            URL/pipelineJobs/ID for a run that is looked at through the API of Kubeflow.
     """
+    seen_from_outside = _KUBEFLOW.fullmatch(resource)
+    if seen_from_outside and state != "CANCELLED" and not (journal.records or journal.unfinished or journal.unreadable):
+        return _explain_unread(journal, state, message, seen_from_outside["id"])
     step = _silent_step(journal, message)
     if state == "CANCELLED":
         during = f" while {TITLES[step]} was at work" if step and _began(journal, step) else ""
@@ -51,12 +56,30 @@ def explain_silence(journal: RunJournal, *, state: str, message: str = "", resou
     return Silence(step=step, problem=_problem(journal, state, step), next_step=_where(journal, step, resource))
 
 
+def _explain_unread(journal: RunJournal, state: str, message: str, run_id: str) -> Silence:
+    """Say where the reason is, although not what it is: Kubeflow's API does not tell a run's name in its journal."""
+    step = next((name for name in KNOWN_STEPS if _names(message, name)), "")
+    where = f" in {TITLES[step]}" if step else ""
+    return Silence(
+        step=step,
+        problem=f"The run ended as {state}{where}. Why is in its journal, which is named after its workflow, and "
+        "Kubeflow's API does not tell that name.",
+        next_step="Read its report: the artifact of the task report-run on its page, and report.html in the newest "
+        f"folder of {journal.run_uri.rpartition('/')[0]}/. The logs are shown by\n"
+        f"kubectl logs --all-containers --prefix --selector pipeline/runid={run_id} --namespace kubeflow",
+    )
+
+
+def _names(message: str, step: str) -> bool:
+    return re.search(rf"\b{step.replace('_', '-')}\b", message) is not None
+
+
 def _silent_step(journal: RunJournal, message: str) -> str:
     """Return the step that began and did not end; or that the service names; or that should have come next."""
     if journal.unfinished:
         return journal.unfinished[-1].name
     ended = {record.name for record in journal.records} | {record.name for record in journal.unreadable}
-    named = [name for name in KNOWN_STEPS if re.search(rf"\b{name.replace('_', '-')}\b", message)]
+    named = [name for name in KNOWN_STEPS if _names(message, name)]
     return next((name for name in (*named, *journal.steps) if name not in ended), "")
 
 
