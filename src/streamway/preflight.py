@@ -1,6 +1,6 @@
-"""What somebody has filled in, judged before a byte of a model moves.
+"""What somebody has filled in, judged while the model is being pulled and before anything is made of it.
 
-A wrong word in a question would otherwise be found by the smoke test, after hours of transfer and with a GPU at hand.
+A wrong word in a question would otherwise be found by the smoke test, after hours of work and with a GPU at hand.
 Here all rooms look at their part of the form at once, and everything that is wrong is said in one message. Nothing is
 changed: the bucket is asked where it is, and the cluster whether it answers and what this account may do there.
 """

@@ -71,6 +71,12 @@ def test_the_exit_handler_is_outermost(compiled: dict[str, Any], name: str) -> N
 
 
 @pytest.mark.parametrize("name", PIPELINES)
+def test_the_report_is_a_page_that_the_services_show(compiled: dict[str, Any], name: str) -> None:
+    given = compiled[name]["components"]["comp-report-run"]["outputDefinitions"]["artifacts"]
+    assert {output: one["artifactType"]["schemaTitle"] for output, one in given.items()} == {"page": "system.HTML"}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
 def test_the_file_is_what_the_services_read(compiled: dict[str, Any], name: str) -> None:
     spec = json_format.ParseDict(compiled[name], pipeline_spec_pb2.PipelineSpec())
     assert spec.pipeline_info.name == name.replace("_", "-")
