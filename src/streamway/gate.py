@@ -90,6 +90,49 @@ def smoke_test(
     return verdict
 
 
+def prover(
+    *,
+    name: str,
+    namespace: str,
+    served_model_name: str,
+    commit_sha: str,
+    cluster: str = "",
+    questions: Sequence[Mapping[str, Any]] = (),
+    allowed_regression: float = 0.0,
+    chat_required: bool = False,
+    min_context_length: int = 0,
+    timeout_seconds: float = 300.0,
+) -> server.Verify:
+    """Return what proves a revision within its rollout, before the Service selects it; arguments as in `smoke_test`."""
+
+    def prove(candidate: server.Candidate) -> server.Proof:
+        before = server.read_status(name=name, namespace=namespace, cluster=cluster)
+        try:
+            verdict = smoke.smoke_test(
+                commit_sha=commit_sha,
+                service=candidate.service,
+                port=candidate.port,
+                served_model_name=served_model_name,
+                cluster=cluster,
+                namespace=namespace,
+                questions=smoke.parse_questions(questions),
+                previous_metrics=before.last_figures,
+                allowed_regression=allowed_regression,
+                chat_required=chat_required,
+                min_context_tokens=min_context_length,
+                timeout_seconds=timeout_seconds,
+            )
+        except smoke.WrongAnswerError as error:
+            revision = candidate.revision
+            suspicion = warm_start.suspect_kit(name=name, namespace=namespace, revision=revision, cluster=cluster)
+            if suspicion:
+                error.add_outcome(suspicion)
+            raise
+        return server.Proof(said=smoke.summarise(verdict), figures=verdict.metrics)
+
+    return prove
+
+
 def _check_is_there(status: server.EndpointStatus, revision: str) -> None:
     if all(row.name != revision for row in status.revisions):
         raise SmokeTestError(

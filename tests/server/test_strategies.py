@@ -16,6 +16,7 @@ from streamway.errors import ClusterError, ClusterUnreachableError, RolloutError
 from streamway.server import (
     Candidate,
     DeployedServer,
+    Proof,
     promote_revision,
     read_status,
     reject_revision,
@@ -382,6 +383,26 @@ def test_rollback_by_hand_and_back_again(
 
     rollback(name="tiny", namespace=namespace, revision=second.revision, strategy="recreate")
     assert client.ask() == "new"
+
+
+def test_what_a_revision_has_proved_is_known_again_when_it_is_gone_back_to(
+    deploy: Deploy, namespace: str, status: Callable[[], Any]
+) -> None:
+    def proof(said: str, speed: float) -> Callable[[Candidate], Proof]:
+        return lambda _candidate: Proof(said=said, figures={"tokens_per_second": speed})
+
+    deploy(**OLD, verify=proof("old passed", 10))
+    tested = status().tested_at
+    deploy(**NEW, strategy="recreate", verify=proof("new passed", 20))
+    assert (status().last_smoke_test, status().last_figures) == ("new passed", {"tokens_per_second": 20})
+
+    rollback(name="tiny", namespace=namespace, strategy="recreate")
+    found = status()
+    assert (found.last_smoke_test, found.tested_at) == ("old passed", tested)
+    assert found.last_figures == {"tokens_per_second": 10}
+
+    rollback(name="tiny", namespace=namespace, strategy="recreate")
+    assert status().last_smoke_test == "new passed"
 
 
 def test_a_rollback_that_answers_wrongly_is_no_rollback(

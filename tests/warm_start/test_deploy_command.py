@@ -29,7 +29,7 @@ LONG_CONTEXT = {
 def deploy(house: Any, parts: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command, with settings of the server and variables of the double."""
 
-    def run(*, code: int = 0, release_uri: str = "", **changes: Any) -> subprocess.CompletedProcess[str]:
+    def run(*options: str, code: int = 0, release_uri: str = "", **changes: Any) -> subprocess.CompletedProcess[str]:
         chosen = {
             "name": "tiny",
             "namespace": house.namespace,
@@ -42,7 +42,7 @@ def deploy(house: Any, parts: Any, tmp_path: Path) -> Callable[..., subprocess.C
         settings = {"model": {"id": "org/tiny"}, "storage": {"release_root": root}, "server": chosen}
         config.write_text(json.dumps(settings))
         done = subprocess.run(
-            [*RUN, "deploy", str(config), "--release", release_uri or house.release_uri, "--json"],
+            [*RUN, "deploy", str(config), "--release", release_uri or house.release_uri, "--json", *options],
             env=os.environ | parts.environment,
             capture_output=True,
             text=True,
@@ -75,6 +75,67 @@ def test_it_rolls_out_by_the_strategy_of_the_configuration(
     assert server.read_status(name="tiny", namespace=house.namespace).active == json.loads(in_place.stdout)["revision"]
 
 
+def test_a_release_serves_once_it_has_answered_and_its_proof_and_its_kit_are_kept(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    deploy()
+
+    found = server.read_status(name="tiny", namespace=house.namespace)
+    assert found.last_smoke_test.startswith("passed")
+    assert found.last_figures["first_token_seconds"] > 0
+    assert len(read_kits(house.release_uri)) == 1
+
+
+@pytest.mark.parametrize("strategy", ["surge", "recreate"])
+def test_a_release_that_answers_wrongly_does_not_serve(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any, strategy: str
+) -> None:
+    first = json.loads(deploy().stdout)
+    wrong = deploy(code=71, strategy=strategy, DOUBLE_ANSWERS=json.dumps({"": "na " * 40}))
+
+    assert "over and over" in wrong.stderr
+    assert f"Revision {first['revision']} serve" in " ".join(wrong.stderr.split())
+    found = server.read_status(name="tiny", namespace=house.namespace)
+    assert [(row.name, row.role, row.ready) for row in found.revisions] == [(first["revision"], "active", 1)]
+    assert found.previous == ""
+
+
+def test_fields_of_another_manager_are_taken_over_only_where_that_is_asked_for(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    revision = json.loads(deploy().stdout)["revision"]
+    path = f"/apis/apps/v1/namespaces/{house.namespace}/deployments/tiny-{revision}"
+    theirs = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": f"tiny-{revision}", "namespace": house.namespace},
+        "spec": {"progressDeadlineSeconds": 77},
+    }
+    query = {"fieldManager": "someone", "force": True}
+    house.connection.request("PATCH", path, query=query, body=theirs, content_type="application/apply-patch+yaml")
+
+    refused = deploy(code=62)
+    assert "someone" in refused.stderr
+    assert "`streamway deploy --force`" in " ".join(refused.stderr.split())
+    assert house.connection.get(path)["spec"]["progressDeadlineSeconds"] == 77
+
+    deploy("--force")
+    assert house.connection.get(path)["spec"]["progressDeadlineSeconds"] != 77
+
+
+def test_a_rollback_to_what_never_served_asks_it_first(house: Any, parts: Any) -> None:
+    first = house.serve()
+    held = house.deploy(engine_arguments=["--enforce-eager"], DOUBLE_ANSWERS=json.dumps({"": "na " * 40}))
+
+    rollback = [*RUN, "rollback", "tiny", "--namespace", house.namespace, "--revision", held.revision]
+    environment = os.environ | parts.environment
+    done = subprocess.run(rollback, env=environment, capture_output=True, text=True, check=False, timeout=150)
+
+    assert done.returncode == 71, done.stderr
+    assert "over and over" in done.stderr
+    assert server.read_status(name="tiny", namespace=house.namespace).active == first.revision
+
+
 def test_it_restores_the_kit_of_the_release(
     deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any
 ) -> None:
@@ -92,12 +153,14 @@ def test_it_drops_a_kit_that_the_engine_does_not_survive(
     deploy: Callable[..., subprocess.CompletedProcess[str]], house: Any
 ) -> None:
     house.serve(WARM_CRASH="warm")
+    (kit,) = read_kits(house.release_uri).values()
     server.retire_server(name="tiny", namespace=house.namespace)
 
     done = deploy(WARM_CRASH="warm")
 
     assert "so it is tried without" in done.stderr
-    assert read_kits(house.release_uri) == {}
+    assert f"the warm-start kit {kit.uri} was dropped" in " ".join(done.stderr.split())
+    assert not storage.exists(kit.uri)
 
 
 def test_it_has_the_engine_fit_a_context_that_would_not_fit(

@@ -4,7 +4,7 @@ import dataclasses
 
 import click
 
-from streamway import cache, server, storage, warm_start
+from streamway import cache, gate, server, storage, warm_start
 from streamway.cache_control import ZoneCache
 from streamway.cli import output
 from streamway.cli.options import json_option
@@ -56,12 +56,36 @@ def status(name: str, namespace: str, cluster: str, as_json: bool) -> None:
 @click.option("--revision", default="", help="The revision to serve; empty for the one that served before.")
 @json_option
 def rollback(name: str, namespace: str, cluster: str, revision: str, as_json: bool) -> None:
-    """Let endpoint NAME serve an earlier revision again."""
+    """Let endpoint NAME serve an earlier revision again.
+
+    The one that served before has answered correctly and takes over as soon as it is ready; any other must answer a
+    question first.
+    """
     with output.narrated():
         found = server.rollback(
-            name=name, namespace=namespace, cluster=cluster, revision=revision, drop_kit=warm_start.drop_kit
+            name=name,
+            namespace=namespace,
+            cluster=cluster,
+            revision=revision,
+            verify=_prover(name, namespace, cluster, revision) if revision else None,
+            drop_kit=warm_start.drop_kit,
         )
     output.give(found, as_json=as_json, lines=_status_lines(found))
+
+
+def _prover(name: str, namespace: str, cluster: str, revision: str) -> server.Verify | None:
+    """What proves a revision that is not known to have served; None where it has, or where there is none."""
+    found = server.read_status(name=name, namespace=namespace, cluster=cluster)
+    unproved = [row for row in found.revisions if row.name == revision and row.role in ("candidate", "stray")]
+    if not unproved:
+        return None
+    return gate.prover(
+        name=name,
+        namespace=namespace,
+        cluster=cluster,
+        served_model_name=unproved[0].served_model_name,
+        commit_sha=unproved[0].commit_sha,
+    )
 
 
 def _read_caches(release_uris: list[str]) -> list[tuple[str, ZoneCache]]:
@@ -75,6 +99,12 @@ def _read_caches(release_uris: list[str]) -> list[tuple[str, ZoneCache]]:
     return found
 
 
+def _pod_words(revision: server.RevisionStatus) -> str:
+    if revision.replicas:
+        return f"{revision.ready} of {revision.replicas} pods ready"
+    return f"stopping, {revision.ready} still answering" if revision.ready else "no pods"
+
+
 def _cache_words(one: ZoneCache) -> str:
     words = [one.state, f"entries live {one.ttl_seconds / 3600:g} h"]
     words += ["filled by uploads"] if one.ingest_on_write else []
@@ -83,15 +113,17 @@ def _cache_words(one: ZoneCache) -> str:
 
 
 def _status_lines(found: server.EndpointStatus) -> list[str]:
+    silent = found.active and not any(row.ready for row in found.revisions if row.name == found.active)
     lines = [
         f"Endpoint  {found.namespace}/{found.name}",
-        f"Serving   {found.active or 'nothing'}{f', since {found.active_since}' if found.active_since else ''}",
+        f"Serving   {found.active or 'nothing'}{f', since {found.active_since}' if found.active_since else ''}"
+        f"{'; it does not answer, because none of its pods is ready' if silent else ''}",
         f"Tested    {found.last_smoke_test or 'never'}{f', at {found.tested_at}' if found.tested_at else ''}",
     ]
     if found.keep_previous_until:
         lines.append(f"Kept      {found.previous} runs on until {found.keep_previous_until}")
     return lines + [
         f"  {revision.role:10} {revision.name:16} {revision.model_id} at {revision.commit_sha[:12]}, "
-        f"{revision.ready} of {revision.replicas} pods ready, {revision.image}, made {revision.created}"
+        f"{_pod_words(revision)}, {revision.image}, made {revision.created}"
         for revision in found.revisions
     ]

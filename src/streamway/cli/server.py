@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from streamway import server, storage, warm_start
+from streamway import gate, server, storage, warm_start
 from streamway import smoke as smoke_room
 from streamway.cli import output
 from streamway.cli.choices import planned_server, server_choices
@@ -42,20 +42,34 @@ def render(config: Path, release_uri: str, overrides: tuple[str, ...], state_pat
 @click.command()
 @config_argument
 @click.option("--release", "release_uri", required=True, help="The published release to serve.")
+@click.option("--force", is_flag=True, help="Take over fields that another manager owns.")
 @set_option
 @state_option
 @json_option
-def deploy(config: Path, release_uri: str, overrides: tuple[str, ...], state_path: Path, as_json: bool) -> None:
-    """Deploy a published release as CONFIG says, and watch it until it is ready."""
+def deploy(
+    config: Path, release_uri: str, force: bool, overrides: tuple[str, ...], state_path: Path, as_json: bool
+) -> None:
+    """Deploy a published release as CONFIG says, and watch it until it serves.
+
+    It serves once it has answered the questions of CONFIG; until then, and where it answers wrongly, what served before
+    does. Exits with 71 when an answer is wrong.
+    """
     settings = load_settings(config, overrides)
+    chosen = settings.server
     with environment_of(settings, state_path.absolute()), output.narrated():
+        arguments = _server_arguments(settings, release_uri)
         deployed = server.deploy_server(
-            **_server_arguments(settings, release_uri),
-            cluster=settings.server.cluster,
-            strategy=settings.server.strategy,
-            keep_seconds=settings.server.keep_hours * 3600,
+            **arguments,
+            cluster=chosen.cluster,
+            strategy=chosen.strategy,
+            keep_seconds=chosen.keep_hours * 3600,
             find_kit=warm_start.finder(release_uri),
             drop_kit=warm_start.drop_kit,
+            verify=_prover(settings, arguments),
+            force=force,
+        )
+        warm_start.keep_kit(
+            name=chosen.name, namespace=chosen.namespace, revision=deployed.revision, cluster=chosen.cluster
         )
     output.give(deployed, as_json=as_json, lines=[f"{deployed.namespace}/{deployed.service}:{deployed.port} is ready"])
 
@@ -105,6 +119,22 @@ def _server_arguments(settings: Settings, release_uri: str) -> dict[str, Any]:
         "model_config": server.read_model_config(release.uri),
         **server_choices(settings),
     }
+
+
+def _prover(settings: Settings, arguments: dict[str, Any]) -> server.Verify:
+    """What a release must answer before it serves, as the smoke test of a run asks it."""
+    asked = settings.smoke
+    return gate.prover(
+        name=arguments["name"],
+        namespace=arguments["namespace"],
+        served_model_name=arguments["served_model_name"] or arguments["model_id"],
+        commit_sha=arguments["commit_sha"],
+        cluster=settings.server.cluster,
+        questions=asked.plain_questions(),
+        allowed_regression=asked.allowed_regression,
+        chat_required=asked.chat_required,
+        min_context_length=asked.min_context_length,
+    )
 
 
 def _smoke_lines(report: smoke_room.SmokeReport) -> list[str]:

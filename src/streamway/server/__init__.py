@@ -18,7 +18,7 @@ from streamway.server.rollout import Phase
 from streamway.server.serving import Serving, list_serving
 from streamway.server.spec import Resources, ServerSpec, derive
 from streamway.server.streamer_log import StreamerFigures, read_log
-from streamway.server.switch import Candidate
+from streamway.server.switch import Candidate, Proof, Verify
 
 __all__ = [
     "PORT",
@@ -27,11 +27,13 @@ __all__ = [
     "DeployedServer",
     "EndpointStatus",
     "Phase",
+    "Proof",
     "Resources",
     "RevisionStatus",
     "ServerSpec",
     "Serving",
     "StreamerFigures",
+    "Verify",
     "check_permissions",
     "deploy_server",
     "derive",

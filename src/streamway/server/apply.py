@@ -150,7 +150,7 @@ def _explain(error: ApiServerError, manifest: Manifest) -> ClusterError:
         fields = "; ".join(f"{cause.get('field', '?')}: {cause.get('message', '')}" for cause in error.causes)
         return ApplyConflictError(
             f"{subject} has fields that another manager owns, and they differ from ours: {fields}.",
-            next_step="Let that manager give them up, or apply with force to take them over.",
+            next_step="Let that manager give them up, or take them over with `streamway deploy --force`.",
         )
     if "being terminated" in str(error):
         return _terminating(manifest["metadata"].get("namespace", ""))

@@ -35,6 +35,12 @@ KEEP_UNTIL = "streamway/keep-previous-until"
 PROOF = "streamway/last-smoke-test"
 TESTED_AT = "streamway/last-smoke-test-at"
 FIGURES = "streamway/last-figures"
+# What is remembered of the revision before, for when it serves again.
+_OF_PREVIOUS = {
+    PROOF: "streamway/previous-smoke-test",
+    TESTED_AT: "streamway/previous-smoke-test-at",
+    FIGURES: "streamway/previous-figures",
+}
 STRATEGY = "streamway/strategy"
 KEEP_SECONDS = "streamway/keep-seconds"
 
@@ -176,18 +182,29 @@ def point_service(
     """
     annotations = endpoint.annotations
     if revision != endpoint.active:
-        annotations = {ACTIVE_SINCE: time_text(), PREVIOUS: endpoint.active, KEEP_UNTIL: keep_until}
+        annotations = {
+            ACTIVE_SINCE: time_text(),
+            PREVIOUS: endpoint.active,
+            KEEP_UNTIL: keep_until,
+            **_proofs_after_move(annotations, back=revision == endpoint.previous),
+        }
     if proof:
         annotations |= {PROOF: proof, TESTED_AT: time_text()}
         annotations |= {FIGURES: json.dumps(dict(figures or {}), sort_keys=True) if figures else ""}
     if forget_previous:
-        annotations[PREVIOUS] = ""
+        annotations |= dict.fromkeys((PREVIOUS, *_OF_PREVIOUS.values()), "")
     annotations = {key: value for key, value in annotations.items() if value}
     manifest = service_manifest(endpoint.namespace, endpoint.name, revision=revision, annotations=annotations)
     applied = apply(connection, manifest, force=force)
     if applied.action != "unchanged":
         logger.info("Service %s now selects revision %s", endpoint.name, revision)
     return applied.action != "unchanged"
+
+
+def _proofs_after_move(annotations: Mapping[str, str], *, back: bool) -> dict[str, str]:
+    """What the revision that served had proved becomes that of the previous one; going back takes up what it had."""
+    kept = {was: annotations.get(key, "") for key, was in _OF_PREVIOUS.items()}
+    return kept | ({key: annotations.get(was, "") for key, was in _OF_PREVIOUS.items()} if back else {})
 
 
 def open_candidate(

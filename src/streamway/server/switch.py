@@ -7,7 +7,7 @@ Service moves. The strategies differ in what becomes of the old revision's GPUs 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from streamway.cluster import ClusterConnection, Manifest
@@ -55,7 +55,21 @@ class Candidate:
     revision: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a revision has proved, for the endpoint to remember.
+
+    Args:
+        said: In a few words.
+        figures: What was measured, for the next release to be compared with.
+    """
+
+    said: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
 Verify = Callable[[Candidate], object]
+"""Raises where a revision does not answer correctly; the endpoint remembers what it returns where that is a `Proof`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +197,7 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
         logger.info("revision %s comes up beside %s, which serves on", plan.revision, old.name)
     try:
         changed, rollout = _run_new(connection, endpoint, plan)
-        service = _prove(connection, endpoint, plan)
+        service, proof = _prove(connection, endpoint, plan)
     except KeyboardInterrupt:
         if endpoint.active != plan.revision:
             logger.warning("stopped: %s", _withdrawal(connection, endpoint, plan.revision))
@@ -195,7 +209,7 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
         outcome = f"{serving}; {_withdrawal(connection, endpoint, plan.revision)}."
         raise _with_outcome(error, outcome) from error
     if not plan.hold:
-        changed = promote(connection, endpoint, plan, old) or changed
+        changed = promote(connection, endpoint, plan, old, proof=proof.said, figures=proof.figures) or changed
     return Switched(rollout=rollout, service=service, changed=changed)
 
 
@@ -212,7 +226,7 @@ def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old
         stop_revision(connection, endpoint, old, timeout_seconds=_STOP_SECONDS)
         stopped = Phase(name="stop old revision", seconds=round(time.monotonic() - began, 3))
         _changed, rollout = _run_new(connection, endpoint, plan)
-        service = _prove(connection, endpoint, plan)
+        service, proof = _prove(connection, endpoint, plan)
     except KeyboardInterrupt:
         # Whoever stops a run does not wait for the old revision to be ready.
         logger.warning("stopped: %s", _withdrawal(connection, endpoint, plan.revision))
@@ -224,7 +238,7 @@ def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old
         raise _with_outcome(error, outcome) from error
     rollout = replace(rollout, phases=(stopped, *rollout.phases))
     if not plan.hold:
-        promote(connection, endpoint, plan, old)
+        promote(connection, endpoint, plan, old, proof=proof.said, figures=proof.figures)
     return Switched(rollout=rollout, service=service, changed=True, gap=True)
 
 
@@ -352,16 +366,19 @@ def _owned_by(manifest: Manifest, deployment: Manifest) -> Manifest:
     return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
 
 
-def _prove(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> str:
-    """Have a revision proved where it does not serve yet; return the Service to ask from now on."""
+def _prove(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> tuple[str, Proof]:
+    """Have a revision proved where it does not serve yet; return the Service to ask from now on, and the proof."""
+    proof = Proof(said="")
     if endpoint.active == plan.revision or (plan.verify is None and not plan.hold):
-        return endpoint.name
+        return endpoint.name, proof
     service = open_candidate(
         connection, endpoint, plan.revision, strategy=plan.strategy, keep_seconds=plan.keep_seconds
     )
     if plan.verify is not None:
-        plan.verify(Candidate(namespace=endpoint.namespace, service=service, port=plan.port, revision=plan.revision))
-    return service if plan.hold else endpoint.name
+        candidate = Candidate(namespace=endpoint.namespace, service=service, port=plan.port, revision=plan.revision)
+        found = plan.verify(candidate)
+        proof = found if isinstance(found, Proof) else proof
+    return service if plan.hold else endpoint.name, proof
 
 
 def _remove_strays(connection: ClusterConnection, endpoint: Endpoint, wanted: str) -> None:
