@@ -64,7 +64,9 @@ class StreamwayError(Exception):
 
     def add_outcome(self, outcome: str) -> None:
         """Say what was done about it, such as which revision was returned to."""
-        self.problem = f"{self.problem} {outcome}"
+        # Below what quotes a log, so that it is not taken for its last line.
+        between = "\n" if "\n" in self.problem else " " if self.problem.endswith(".") else ". "
+        self.problem = f"{self.problem}{between}{outcome}"
 
 
 class SettingsError(StreamwayError):

@@ -77,6 +77,18 @@ def test_the_wait_tells_what_happens(deploy: Deploy, caplog: pytest.LogCaptureFi
     assert told[-1] == (256 * 1024**2, 256 * 1024**2)
 
 
+def test_what_was_ready_already_is_not_told_as_if_it_happened_now(
+    deploy: Deploy, caplog: pytest.LogCaptureFixture
+) -> None:
+    deploy()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="streamway.server"):
+        deploy()
+
+    assert "already serves this release; nothing changed" in caplog.text
+    assert "weights streamed" not in caplog.text
+
+
 def test_the_same_settings_again_change_nothing(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:
     first = deploy()
     before = versions(connection, namespace)

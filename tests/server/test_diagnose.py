@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from streamway.server.diagnose import Finding, Snapshot, diagnose, is_ready
+from streamway.server.diagnose import Finding, Snapshot, diagnose, engine_status, is_ready
 
 DEPLOYMENT: dict[str, Any] = {
     "kind": "Deployment",
@@ -91,6 +91,15 @@ def test_what_the_autoscaler_declines_is_told_in_its_words() -> None:
     assert finding.final
     assert words in finding.problem
     assert NO_NODE in finding.problem
+
+
+def test_what_failed_in_one_zone_and_is_under_way_in_another_is_not_yet() -> None:
+    failed = event("FailedScaleUp", "Node scale up in zones us-central1-a failed: GCE quota exceeded.")
+    begun = event("TriggeredScaleUp", "pod triggered scale-up: [{pool-b 0->1 (max: 3)}]", at="2026-01-01T00:00:09Z")
+    again = {**failed, "lastTimestamp": "2026-01-01T00:00:20Z"}
+
+    assert find(pending(NO_NODE), events=[failed, begun]).reason == "scaling_up"
+    assert find(pending(NO_NODE), events=[failed, begun, again]).reason == "quota"
 
 
 def test_a_quota_of_the_project_is_final() -> None:
@@ -251,6 +260,14 @@ def test_known_last_words_end_the_wait_with_advice(line: str, advice: str) -> No
 
     assert finding.final
     assert advice in finding.next_step
+
+
+def test_containers_that_others_add_to_a_pod_are_not_the_engine() -> None:
+    ready = {"name": "agent", "restartCount": 4, "state": {"running": {}}}
+    engine = {"name": "engine", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+
+    assert engine_status(pod(containerStatuses=[ready, engine])) == engine
+    assert engine_status(pod(containerStatuses=[ready])) == {}
 
 
 def test_out_of_memory_names_the_limit() -> None:

@@ -31,7 +31,7 @@ def test_an_engine_that_dies_at_start_shows_its_last_lines(deploy: Deploy) -> No
 
     assert error.reason == "crash_loop"
     assert "exits with code 1" in error.problem
-    assert "    ValueError: the model is upside down" in error.problem
+    assert "    ValueError: the model is upside down\nNothing serves" in error.problem
 
 
 def test_an_option_that_the_engine_does_not_take_ends_the_wait_at_its_first_exit(deploy: Deploy) -> None:
@@ -77,6 +77,7 @@ def test_memory_beyond_the_limit_is_told_with_the_limit(deploy: Deploy) -> None:
     error = failing(deploy, HOARD_MIB="300", resources=small)
 
     assert error.reason == "out_of_memory"
+    assert "Raise gpu_count" in error.next_step
     assert "OOMKilled; its limit is 64Mi" in error.problem
 
 

@@ -179,7 +179,7 @@ def test_two_runs_of_one_endpoint_do_not_meet(
         deploy_server(**{**settings, "commit_sha": NEW_SHA})
     slow.join(30)
 
-    assert f"Another run is changing endpoint tiny-deploy: {holder}" in caught.value.problem
+    assert f"Another run is changing endpoint tiny: {holder}" in caught.value.problem
     assert [done.changed for done in results] == [True]
     assert connection.find(lease) is None
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from kubernetes import client
 
 from streamway.cluster import ClusterConnection
 from streamway.errors import ClusterPermissionError
+from streamway.server.rollout import _Clock, _Logs, _Narrator
 from streamway.server.watch import LiveView, LogFollower, Source
 
 PODS = "/api/v1/namespaces/models/pods"
@@ -216,6 +218,28 @@ def test_a_log_is_followed_and_read_again_after_a_restart(script: Script, connec
 
     assert lines[:5] == [None, "one", "two", None, "three"]
     assert follower.tail(10) == ["three"]
+
+
+def test_a_log_that_is_read_again_does_not_move_the_moment_when_the_weights_came(
+    script: Script, connection: ClusterConnection
+) -> None:
+    streamed = "[RunAI Streamer] Overall time to stream 256.6 MiB of all files to cpu: 0.5s, 513.2 MiB/s"
+    script.watches += [[streamed], [streamed, "compiled", "captured graphs"]]
+    clock = _Clock()
+    logs = _Logs(connection, "models", clock, _Narrator(0, None))
+    clock.mark("started")
+
+    logs.follow(pod("a", 1))
+    for _ in range(100):
+        if "captured graphs" in logs.tail():
+            break
+        time.sleep(0.1)
+    logs.stop()
+    clock.mark("ready")
+
+    read = logs.when_streamed(0)
+    phases = {phase.name: phase.seconds for phase in clock.phases(read.streamer)}
+    assert phases["initialise engine"] > 0.9, "a follower waits for a second before it opens a log again"
 
 
 def test_stopping_does_not_wait_for_a_silent_connection(script: Script, connection: ClusterConnection) -> None:

@@ -53,6 +53,15 @@ def test_a_zone_of_another_region_is_refused_before_anything_is_applied(
     assert [(row.name, row.ready) for row in status.revisions] == [(first.revision, 1)]
 
 
+def test_a_region_is_no_zone(cluster: Any) -> None:
+    region = resolve_zones(["cluster"])[0].rpartition("-")[0]
+
+    with pytest.raises(SettingsError) as caught:
+        check_zone(region)
+
+    assert f"zone is {region!r}, where the cluster" in caught.value.problem
+
+
 def test_a_zone_without_a_node_yet_is_waited_for_and_costs_no_gap(
     deploy: Deploy, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ _LABEL = "topology.kubernetes.io/zone"
 _GKE_SECONDS = 30.0
 # Zones of Google Cloud, whose names begin with that of their region.
 _ZONE = re.compile(r"([a-z]+-[a-z]+\d+)-[a-z]")
+_REGION = re.compile(r"[a-z]+-[a-z]+\d+")
 
 
 def resolve_zones(zones: Sequence[str], cluster: str = "") -> tuple[str, ...]:
@@ -70,7 +71,8 @@ def check_zone(zone: str, cluster: str = "") -> None:
         return
     regions = {match[1] for one in found if (match := _ZONE.fullmatch(one))}
     region = match[1] if (match := _ZONE.fullmatch(zone)) else ""
-    if region and regions and region not in regions:
+    # The name of a region is that of no zone, where zones are named as Google names them.
+    if regions and (_REGION.fullmatch(zone) or (region and region not in regions)):
         raise _no_node_ever(zone, cluster or "of the kubeconfig", found)
     logger.info("the cluster has no node in %s yet, only in %s; an autoscaler may add one", zone, ", ".join(found))
 

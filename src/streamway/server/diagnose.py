@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streamway.cluster import Manifest
-from streamway.server.manifests import CHECK_CONTAINER
+from streamway.server.manifests import CHECK_CONTAINER, CONTAINER
 
 # Events and conditions of the first moments often heal by themselves: an account that was created a moment ago, a
 # GPU that the old revision is just giving back.
@@ -96,7 +96,8 @@ def is_ready(deployment: Manifest) -> bool:
 def engine_status(pod: Manifest) -> Manifest:
     """Status of the engine's container; empty before there is one."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return next(iter(statuses), {})
+    # Meshes and agents add containers of theirs, and the kubelet lists all of them by name.
+    return next((status for status in statuses if status.get("name") == CONTAINER), {})
 
 
 def events_of(events: Iterable[Manifest], item: Manifest) -> list[Manifest]:
@@ -210,7 +211,9 @@ def _failed_pod(pod: Manifest) -> Finding:
 def _unscheduled(words: str, events: Sequence[Manifest], patience_seconds: float) -> Finding:
     said = {str(event.get("reason", "")): str(event.get("message", "")) for event in events}
     words = words or said.get("FailedScheduling", "no node has been found for it")
-    if failed := next((said[reason] for reason in _SCALE_UP_FAILED if reason in said), ""):
+    latest = next((event for event in reversed(events) if event.get("reason") in _SCALE_UP_FAILED | _SCALING_UP), {})
+    # What failed in one zone or pool may have been begun in another since.
+    if failed := str(latest.get("message", "")) if latest.get("reason") in _SCALE_UP_FAILED else "":
         quota = "quota" in failed.lower()
         return Finding(
             reason="quota" if quota else "unschedulable",
@@ -328,7 +331,8 @@ def _exit(
             reason="out_of_memory",
             problem=f"The container {container.get('name')} was killed for memory "
             f"(OOMKilled; its limit is {limit}).{log}",
-            next_step="Give the pod more memory (resources), or choose an accelerator whose node has more.",
+            next_step="Raise gpu_count, with which the pod's memory grows, or let the streamer hold less at once: "
+            "RUNAI_STREAMER_MEMORY_LIMIT in environment, in bytes.",
         )
     if probe := _failed_probe(events):
         return Finding(

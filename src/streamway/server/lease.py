@@ -39,6 +39,7 @@ _CLOCK_SECONDS = 300.0
 RUN = "streamway/run"
 ABOUT = "streamway/about-revision"
 _CLAIM = "claimed for the next step of "
+_SUFFIX = "-deploy"
 
 
 class Holding:
@@ -69,7 +70,7 @@ class Holding:
         """
         if self._lost:
             raise ClusterError(
-                f"This run has lost endpoint {self._lease['metadata']['name']} to another one: {self._lost}",
+                f"This run has lost endpoint {_endpoint_of(self._lease)} to another one: {self._lost}",
                 next_step="Let the other run finish, then look at the endpoint and run again if that is needed.",
             )
 
@@ -175,7 +176,7 @@ def _may_go_on(lease: Manifest, found: Manifest) -> bool:
         return True
     if not _is_about_the_same(lease, found):
         return False
-    name, run = found["metadata"]["name"], _note(found, RUN)
+    name, run = _endpoint_of(found), _note(found, RUN)
     logger.info("endpoint %s waits for the next step of %s, which would do the same; going on in its place", name, run)
     return True
 
@@ -192,7 +193,7 @@ def _await_end(
     Raises:
         ClusterError: the holder is alive, and about something else or not finished in time.
     """
-    spec, name = found["spec"], found["metadata"]["name"]
+    spec, name = found["spec"], _endpoint_of(found)
     holder, since = spec.get("holderIdentity", "?"), spec.get("acquireTime", "?")
     if _is_known_to_be_dead(holder):
         logger.info("endpoint %s is held by %s, a process that is gone; taking over", name, holder)
@@ -203,7 +204,8 @@ def _await_end(
         return found
     logger.info("endpoint %s is held by %s; seeing for up to %d s whether that run is alive", name, holder, seconds)
     if _is_claim(found):
-        command = f"kubectl delete lease --namespace={found['metadata']['namespace']} {name}"
+        metadata = found["metadata"]
+        command = f"kubectl delete lease --namespace={metadata['namespace']} {metadata['name']}"
         logger.info("if you know that it is not, end its claim: %s", command)
     last, changed = found, time.monotonic()
     while time.monotonic() - changed < _duration(last):
@@ -256,6 +258,10 @@ def _who(lease: Manifest) -> str:
     return holder if not run or run in holder else f"{holder} for {run}"
 
 
+def _endpoint_of(lease: Manifest) -> str:
+    return str(lease["metadata"]["name"]).removesuffix(_SUFFIX)
+
+
 def _note(lease: Manifest, key: str) -> str:
     return str((lease["metadata"].get("annotations") or {}).get(key, ""))
 
@@ -266,7 +272,7 @@ def _lease(namespace: str, name: str, run: str, revision: str) -> Manifest:
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
         "metadata": {
-            "name": f"{name}-deploy",
+            "name": f"{name}{_SUFFIX}",
             "namespace": namespace,
             "labels": {INSTANCE: name, MANAGED_BY: FIELD_MANAGER},
             "annotations": {key: value for key, value in notes.items() if value},

@@ -239,6 +239,8 @@ class _Waiting:
         if waited:
             self._follow(pods)
             self._clock.mark("ready")
+        else:
+            self._narrator.hush()
         pod = next(pod for pod in reversed(pods) if _is_pod_ready(pod))
         self._logs.follow(pod)
         log = self._logs.when_streamed(_LOG_PATIENCE_SECONDS)
@@ -277,6 +279,10 @@ class _Clock:
         self._marks[name] = self.total()
         return True
 
+    def put(self, name: str, seconds: float) -> None:
+        """Set a mark, wherever it was."""
+        self._marks[name] = seconds
+
     def forget(self, name: str) -> None:
         self._marks.pop(name, None)
 
@@ -311,9 +317,14 @@ class _Narrator:
         self._size_bytes = size_bytes
         self._on_progress = on_progress
         self._said: set[str] = set()
+        self._silent = False
+
+    def hush(self) -> None:
+        """Say nothing from now on: what is read from here is the past."""
+        self._silent = True
 
     def say(self, sentence: str) -> None:
-        if sentence not in self._said:
+        if sentence not in self._said and not self._silent:
             self._said.add(sentence)
             logger.info("%s", sentence)
 
@@ -335,6 +346,8 @@ class _Logs:
         self._read = EngineLog()
         self._before: list[str] = []
         self._streamed = threading.Event()
+        # A log whose connection ended is read again from its beginning; what it says then was said before.
+        self._streamed_at: dict[StreamerFigures, float] = {}
 
     def follow(self, pod: Manifest) -> None:
         name = pod["metadata"]["name"]
@@ -382,7 +395,7 @@ class _Logs:
         if self._read.loading_percent != before.loading_percent and self._read.loading_percent is not None:
             self._narrator.loaded(self._read.loading_percent)
         if self._read.streamer is not None and self._read.streamer != before.streamer:
-            self._clock.mark("streamed")
+            self._clock.put("streamed", self._streamed_at.setdefault(self._read.streamer, self._clock.total()))
             self._streamed.set()
             self._narrator.say(_streamed_sentence(self._read.streamer))
 
