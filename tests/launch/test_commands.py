@@ -123,6 +123,11 @@ def test_templates_are_published_with_the_image_of_the_configuration(terminal: T
     ("words", "code", "problem"),
     [
         (("submit", "CONFIG", "--set", "storage.release_root=/tmp/models"), 80, "can only write to a bucket"),
+        (
+            ("publish", "CONFIG", "--kfp", "http://127.0.0.1:9", "--tag", "v1", "--tag", "v2"),
+            80,
+            "--tag is given 2 times, and Kubeflow gives a version one name",
+        ),
         (("submit", "CONFIG", "--set", "oops"), 2, "is not KEY=VALUE"),
         (("submit", "CONFIG", "--set", "launch.location=Mars"), 2, "launch.location is 'Mars'"),
         (("submit", "CONFIG", "--set", "sandbox={}", "--state", "/nonexistent"), 90, "No sandbox runs in"),

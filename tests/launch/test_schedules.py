@@ -66,7 +66,7 @@ def test_another_schedule_of_the_same_name_is_not_replaced(service: VertexServic
     made = make(service, wanted(compiled))
     with pytest.raises(LaunchError, match=r"differs: the cron expression is '30 4 .*', not '0 5 ") as caught:
         make(service, wanted(compiled, cron="0 5 * * *"))
-    assert made.id in caught.value.next_step
+    assert f"streamway schedule delete CONFIG {made.name}" in caught.value.next_step
     assert len(service.list_schedules()) == 1
 
 

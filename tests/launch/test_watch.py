@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ class World:
         self.hub = hub
         self.vertex = vertex
         self.compiled = compiled
-        self.model = Followed(model_id=f"org/name-{uuid.uuid4().hex[:8]}", revision="main", name="endpoint")
+        self.model = Followed(
+            model_id=f"org/name-{uuid.uuid4().hex[:8]}", revision="main", name="endpoint", namespace="models"
+        )
         self.root = f"gs://watched/{self.model.model_id}"
         self.number = 0
 
@@ -53,7 +56,7 @@ class World:
         return [job["runtimeConfig"]["parameterValues"] for job in jobs]
 
     def claim(self, sha: str) -> str:
-        return f"{self.root}/.watch/endpoint/{self.model.model_id}/main/{sha}.json"
+        return f"{self.root}/.watch/models/endpoint/{self.model.model_id}/main/{sha}.json"
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +124,18 @@ def request(model, commit_sha):
 watcher = Watcher(state_root=root, start=starter(VertexService(location="us-central1"), request))
 print("ready", flush=True)
 sys.stdin.readline()
-print(watcher.look(Followed(model_id=model_id, revision="main", name="endpoint")).outcome)
+print(watcher.look(Followed(model_id=model_id, revision="main", name="endpoint", namespace="models")).outcome)
 """
+
+
+def test_endpoints_of_one_name_in_two_namespaces_follow_apart(world: World) -> None:
+    sha = world.push()
+    outcomes = [
+        world.watcher().look(replace(world.model, namespace=namespace)).outcome
+        for namespace in ("models", "staging", "models")
+    ]
+    assert outcomes == ["started", "started", "unchanged"]
+    assert storage.exists(world.claim(sha)) and storage.exists(world.claim(sha).replace("/models/", "/staging/"))
 
 
 def test_watchers_of_several_processes_start_one_run(world: World) -> None:
@@ -207,7 +220,7 @@ def test_a_branch_that_is_set_back_is_followed_back(world: World) -> None:
 
 
 def test_a_model_that_is_not_there_is_told_and_no_run_started(world: World) -> None:
-    look = world.watcher().look(Followed(model_id="org/other", revision="main", name="endpoint"))
+    look = world.watcher().look(Followed(model_id="org/other", revision="main", name="endpoint", namespace="models"))
     assert look.outcome == "failed"
     assert "org/other is not on" in look.error
     assert world.runs() == []
@@ -224,7 +237,7 @@ def test_a_claim_that_cannot_be_read_is_named(world: World) -> None:
 
 def test_models_are_looked_at_in_turn_and_failing_ones_less_often(world: World) -> None:
     world.push()
-    lost = Followed(model_id="org/lost", revision="main", name="lost")
+    lost = Followed(model_id="org/lost", revision="main", name="lost", namespace="models")
     stop, looks = threading.Event(), []
 
     def note(look: Look) -> None:

@@ -16,8 +16,8 @@ from streamway.launch.webhook import MAX_BODY_BYTES, LookQueue, Told, read_messa
 
 SECRET = "correct-horse-battery-staple"
 SHA = "0123456789abcdef0123456789abcdef01234567"
-MODEL = Followed(model_id="org/name", revision="main", name="endpoint")
-TAGGED = Followed(model_id="org/name", revision="v1", name="tagged")
+MODEL = Followed(model_id="org/name", revision="main", name="endpoint", namespace="models")
+TAGGED = Followed(model_id="org/name", revision="v1", name="tagged", namespace="models")
 
 
 def message(**changed: Any) -> dict[str, Any]:

@@ -102,6 +102,11 @@ def publish_command(
             "launch.templates is empty, so there is no repository to publish to.",
             next_step="Set it to https://LOCATION-kfp.pkg.dev/PROJECT/REPOSITORY, or give --kfp.",
         )
+    if kfp_url and len(tags) > 1:
+        raise LaunchError(
+            f"--tag is given {len(tags)} times, and Kubeflow gives a version one name.",
+            next_step="Give one --tag with --kfp.",
+        )
     published: list[Any] = []
     with tempfile.TemporaryDirectory(prefix="streamway-") as folder:
         for name in pipelines or tuple(PIPELINES):

@@ -74,7 +74,7 @@ def schedule_list(config: Path, overrides: tuple[str, ...], state_path: Path, kf
     service = connect(load_settings(config, overrides), state_path, kfp_url)
     found = service.list_schedules()
     lines = [
-        f"{entry.state:10} {entry.name:30} {entry.cron:20} {entry.time_zone:20} next {entry.next_run[:19] or 'never'}"
+        f"{entry.state:10} {entry.name:30} {entry.cron:20} {entry.time_zone:20} next {_moment(entry.next_run)}"
         for entry in found
     ]
     output.give(found, as_json=as_json, lines=lines or [f"There are no schedules in {service.place}."])
@@ -117,10 +117,15 @@ _changing("resume", "Let the schedule NAME go on.", lambda s, i, catch_up: s.res
 _changing("delete", "Delete the schedule NAME; its runs stay.", lambda s, i, _: s.delete_schedule(i))
 
 
+def _moment(text: str) -> str:
+    """Write when a schedule fires next; services say it in UTC, whatever the schedule's own zone is."""
+    return f"{text[:16].replace('T', ' ')} UTC" if text else "never"
+
+
 def _schedule_lines(found: ScheduleStatus) -> list[str]:
     return [
         f"Schedule  {found.name} ({found.id}), {found.state}",
-        f"Fires     {found.cron} in {found.time_zone}; next {found.next_run[:19] or 'never'}",
+        f"Fires     {found.cron} in {found.time_zone}; next {_moment(found.next_run)}",
         f"Runs as   {found.service_account or 'the default account of the service'}",
         f"Page      {found.page}",
     ]

@@ -83,11 +83,12 @@ def _followed(settings: Settings) -> tuple[Followed, ...]:
     Raises:
         SettingsError: two models would take turns at one endpoint.
     """
-    own = Followed(model_id=settings.model.id, revision=settings.model.revision, name=settings.server.name)
+    server = settings.server
+    wanted = [(entry.id, entry.revision, entry.name or server.name) for entry in settings.watch.follow]
     followed = tuple(
-        Followed(model_id=entry.id, revision=entry.revision, name=entry.name or settings.server.name)
-        for entry in settings.watch.follow
-    ) or (own,)
+        Followed(model_id=model_id, revision=revision, name=name, namespace=server.namespace)
+        for model_id, revision, name in wanted or [(settings.model.id, settings.model.revision, server.name)]
+    )
     names = [model.name for model in followed]
     twice = next((name for name in names if names.count(name) > 1), "")
     if twice:

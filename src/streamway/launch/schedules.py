@@ -98,12 +98,12 @@ def _accept(there: ScheduleStatus, request: ScheduleRequest, location: str, plac
     if differences:
         raise LaunchError(
             f"{place} has a schedule {request.name} already, and it differs: {'; '.join(differences)}.",
-            next_step=f"Delete it with `streamway schedule delete` ({there.id}), or give yours another --name.",
+            next_step=f"Delete it with `streamway schedule delete CONFIG {there.name}`, or give yours another --name.",
         )
     if there.state == COMPLETED:
         raise LaunchError(
             f"{place} has this very schedule {request.name}, but it is completed: it starts nothing any more.",
-            next_step=f"Delete it with `streamway schedule delete` ({there.id}), then create it again.",
+            next_step=f"Delete it with `streamway schedule delete CONFIG {there.name}`, then create it again.",
         )
     logger.info("the schedule %s is there already, exactly as asked for", request.name)
     return there

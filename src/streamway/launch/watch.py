@@ -1,9 +1,10 @@
 """Following models: a new commit starts one run, once, however many watchers look.
 
-The lock is an object in the bucket, `.watch/<endpoint>/<org>/<name>/<commit>.json`, created on the condition that
-there is none. Who creates it starts the run; everybody else leaves the commit alone. A watcher that dies between the
-two leaves a claim that grows old, and then another one takes it over. The run has an id that follows from the commit,
-so a claim that changes hands still starts one run. A branch that is set back to an earlier commit is followed too.
+The lock is an object in the bucket, `.watch/<namespace>/<endpoint>/<org>/<name>/<revision>/<commit>.json`, created on
+the condition that there is none. Who creates it starts the run; everybody else leaves the commit alone. A watcher that
+dies between the two leaves a claim that grows old, and then another one takes it over. The run has an id that follows
+from the commit, so a claim that changes hands still starts one run. A branch that is set back to an earlier commit is
+followed too.
 """
 
 import contextlib
@@ -44,11 +45,13 @@ class Followed:
         model_id: Hugging Face model id.
         revision: Branch or tag.
         name: Name of its endpoint.
+        namespace: Kubernetes namespace of it.
     """
 
     model_id: str
     revision: str
     name: str
+    namespace: str
 
     def __str__(self) -> str:
         return f"{self.model_id}@{self.revision}"
@@ -183,7 +186,7 @@ class Watcher:
 
     def _place(self, followed: Followed, name: str) -> str:
         revision = followed.revision.replace("/", "+")
-        return storage.join(self._root, followed.name, followed.model_id, revision, name)
+        return storage.join(self._root, followed.namespace, followed.name, followed.model_id, revision, name)
 
     def _seen(self, followed: Followed) -> Newest | None:
         uri = self._place(followed, "seen.json")
