@@ -127,7 +127,7 @@ def test_a_schedule_that_is_over_does_not_pass_for_a_new_one(
     )
     with pytest.raises(LaunchError, match="is completed: it starts nothing any more") as caught:
         make(service, wanted(compiled))
-    assert made.id in caught.value.next_step
+    assert f"streamway schedule delete CONFIG {made.name}" in caught.value.next_step
 
 
 @pytest.mark.parametrize(
