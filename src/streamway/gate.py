@@ -3,6 +3,7 @@
 Proving (smoke) and serving (server) are rooms that do not know each other; this is where one decides about the other.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from streamway import server, smoke, warm_start
 from streamway.cluster import connect
 from streamway.errors import SmokeTestError, StreamwayError
 from streamway.server.lease import CLAIM_SECONDS, Holding, hold_endpoint
+
+logger = logging.getLogger("streamway.gate")
 
 
 def smoke_test(
@@ -82,6 +85,10 @@ def smoke_test(
             if isinstance(error, smoke.WrongAnswerError) and (suspicion := endpoint.suspect_kit()):
                 error.add_outcome(suspicion)
             error.add_outcome(endpoint.reject())
+            raise
+        except KeyboardInterrupt:
+            # A cancelled task, or Ctrl-C; where the revision took the GPU of the one before, nothing serves now.
+            logger.warning("stopped: %s", endpoint.abandon())
             raise
         # A revision that serves and has passed before is left as it is: a rerun changes nothing in the cluster.
         if before.active != revision or not before.last_smoke_test:
@@ -167,6 +174,18 @@ class _Held:
         return warm_start.suspect_kit(
             name=self.name, namespace=self.namespace, revision=self.revision, cluster=self.cluster
         )
+
+    def abandon(self) -> str:
+        try:
+            return server.abandon_revision(
+                name=self.name,
+                namespace=self.namespace,
+                revision=self.revision,
+                cluster=self.cluster,
+                holding=self.holding,
+            )
+        except StreamwayError as error:
+            return f"it could not be withdrawn: {error.problem}"
 
     def reject(self) -> str:
         try:

@@ -149,6 +149,40 @@ def test_the_verdict_gives_the_endpoint_back(
     assert lease() is None
 
 
+class _CtrlC(logging.Handler):
+    """Stops whoever says that the endpoint does not answer yet."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "not answering yet" in record.getMessage():
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("served_before", [True, False])
+def test_a_verdict_that_is_stopped_lets_the_one_before_serve_again(
+    deploy: Deploy, prove: Callable[..., Any], lease: Callable[[], Any], namespace: str, served_before: bool
+) -> None:
+    old = deploy() if served_before else None
+    held = deploy(**NEW, BUSY="1000", hold=True, run=FIRST, strategy="recreate")
+    stop, logger = _CtrlC(), logging.getLogger("streamway.smoke")
+    level = logger.level
+    logger.addHandler(stop)
+    logger.setLevel(logging.INFO)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            prove(held, FIRST)
+    finally:
+        logger.removeHandler(stop)
+        logger.setLevel(level)
+
+    assert lease() is None
+    if old is None:
+        with pytest.raises(ClusterError):
+            read_status(name="tiny", namespace=namespace)
+        return
+    until(lambda: [row.ready for row in read_status(name="tiny", namespace=namespace).revisions] == [1])
+    assert read_status(name="tiny", namespace=namespace).active == old.revision
+
+
 def test_a_rollout_that_fails_claims_nothing(deploy: Deploy, lease: Callable[[], Any]) -> None:
     with pytest.raises(ClusterError):
         deploy(hold=True, run=FIRST, CRASH="no such option")

@@ -7,6 +7,7 @@ from streamway.server.manifests import render, to_yaml
 from streamway.server.operate import (
     EndpointStatus,
     RevisionStatus,
+    abandon_revision,
     promote_revision,
     read_status,
     reject_revision,
@@ -34,6 +35,7 @@ __all__ = [
     "Serving",
     "StreamerFigures",
     "Verify",
+    "abandon_revision",
     "check_permissions",
     "deploy_server",
     "derive",

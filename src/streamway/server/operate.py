@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from streamway.cluster import ClusterConnection, connect
 from streamway.errors import ApiServerError, ClusterError
-from streamway.server.apply import collection_path, delete
+from streamway.server.apply import collection_path, delete, scale
 from streamway.server.endpoint import (
     ACTIVE_SINCE,
     KEEP_SECONDS,
@@ -181,6 +181,36 @@ def reject_revision(
             outcome = return_to(connection, endpoint, revision, old, Patience(deadline_seconds=_RETURN_SECONDS))
         logger.warning("%s", outcome)
         return outcome
+
+
+def abandon_revision(
+    *, name: str, namespace: str, revision: str, cluster: str = "", holding: Holding | None = None
+) -> str:
+    """Withdraw a held revision and ask the one before to serve, without waiting for it; say so.
+
+    For whoever is stopped in the middle of a proof, and has seconds left.
+
+    Args:
+        name: Name of the endpoint.
+        namespace: Its namespace.
+        revision: The revision that is held.
+        cluster: As in `streamway.cluster.connect`.
+        holding: The endpoint, where the caller holds it already.
+
+    Raises:
+        ClusterError: there is no such endpoint, or another run has taken it over.
+    """
+    with _changing(cluster, namespace, name, holding) as (connection, endpoint, _holding):
+        if endpoint.active == revision:
+            return f"Revision {revision} serves on."
+        withdraw(connection, endpoint, revision)
+        old = endpoint.active_revision
+        if old is None:
+            return f"Revision {revision} was withdrawn; nothing serves."
+        if old.replicas:
+            return f"Revision {revision} was withdrawn; revision {old.name} serves on."
+        scale(connection, namespace, old.deployment_name, old.serving_replicas)
+        return f"Revision {revision} was withdrawn; revision {old.name} was asked to serve again."
 
 
 def rollback(
