@@ -27,6 +27,7 @@ def check_parameters(
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
     keep_hours: float = 1.0,
+    timeout_seconds: float = 0.0,
     served_model_name: str = "",
     service_account: str = "",
     replicas: int = 1,
@@ -62,6 +63,7 @@ def check_parameters(
         environment: As in deploy_server.
         strategy: As in deploy_server.
         keep_hours: As in deploy_server.
+        timeout_seconds: As in deploy_server.
         served_model_name: As in deploy_server.
         service_account: As in deploy_server.
         replicas: As in deploy_server.
@@ -105,6 +107,7 @@ def check_parameters(
                 "max_replicas": int(max_replicas),
                 "node_selector": node_selector,
                 "tolerations": tolerations,
+                "timeout_seconds": timeout_seconds,
             },
         )
         step.keep({"looked_at": preflight.check_parameters(form)})

@@ -67,7 +67,7 @@ def deploy_server(
         node_selector: More labels that a node must have, such as {"cloud.google.com/compute-class": "gpus"}.
         tolerations: More taints that may be tolerated, as Kubernetes writes them.
         warm_start: Whether the engine's cache is kept beside the release and restored by later pods; vLLM only.
-        timeout_seconds: Longest wait for the rollout; 0 derives it from the size of the model.
+        timeout_seconds: Longest wait for the rollout, in seconds; 0 derives it from the size of the model.
 
     Returns:
         timings: What of the start took how long, in seconds, and how fast the weights came.

@@ -35,6 +35,7 @@ def serve_model(
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
     keep_hours: float = 1.0,
+    timeout_seconds: float = 0.0,
     served_model_name: str = "",
     service_account: str = "",
     replicas: int = 1,
@@ -82,6 +83,7 @@ def serve_model(
         environment: More environment variables for the engine.
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
         keep_hours: How long blue_green keeps the old revision running, in hours.
+        timeout_seconds: Longest wait for the rollout, in seconds; 0 derives it from the size of the model.
         served_model_name: The model's name in the API; empty for the Hugging Face id.
         service_account: Kubernetes service account that may read the bucket; empty for one named as the endpoint.
         replicas: Pods; with max_replicas, the fewest.
@@ -112,6 +114,7 @@ def serve_model(
             "environment": environment,
             "strategy": strategy,
             "keep_hours": keep_hours,
+            "timeout_seconds": timeout_seconds,
             "served_model_name": served_model_name,
             "service_account": service_account,
             "replicas": replicas,

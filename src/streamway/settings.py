@@ -66,6 +66,9 @@ class ServerSettings(_Section):
         "auto", description="How a new revision takes over."
     )
     keep_hours: float = Field(1.0, ge=0, description="How long blue_green keeps the old revision running, in hours.")
+    timeout_seconds: float = Field(
+        0.0, ge=0, description="Longest wait for a rollout, in seconds; 0 derives it from the size of the model."
+    )
     served_model_name: str = Field("", description="The model's name in the API; empty for the Hugging Face id.")
     service_account: str = Field(
         "", description="Kubernetes service account that may read the bucket; empty for one named as the endpoint."
@@ -248,6 +251,7 @@ class Settings(_Section):
             "environment": dict(self.server.environment),
             "strategy": self.server.strategy,
             "keep_hours": self.server.keep_hours,
+            "timeout_seconds": self.server.timeout_seconds,
             "served_model_name": self.server.served_model_name,
             "service_account": self.server.service_account,
             "replicas": self.server.replicas,

@@ -82,6 +82,7 @@ FORM = [
     Wrong("strategy", "rolling", ("strategy is 'rolling'", "expected one of auto"), "Leave it at auto"),
     Wrong("keep_hours", -1.0, ("keep_hours is -1", "expected 0 to 168"), "1 is usual"),
     Wrong("keep_hours", float("nan"), ("keep_hours is nan", "expected 0 to 168"), "1 is usual"),
+    Wrong("timeout_seconds", -1.0, ("timeout_seconds is -1", "expected 0 to 86400"), "0 to derive it"),
     Wrong("served_model_name", "a b", ("served_model_name is 'a b'", "without spaces"), "Leave it empty"),
     Wrong(
         "service_account", "a@p.iam", ("service_account is 'a@p.iam'", "expected lower-case"), "not its Google account"

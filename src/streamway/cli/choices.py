@@ -65,6 +65,7 @@ def server_choices(settings: Settings) -> dict[str, Any]:
         "replicas": chosen.replicas,
         "max_replicas": chosen.max_replicas,
         "spot": chosen.spot,
+        "timeout_seconds": chosen.timeout_seconds,
         "node_selector": chosen.node_selector,
         "tolerations": chosen.tolerations,
     }

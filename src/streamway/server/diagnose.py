@@ -131,7 +131,7 @@ def _of_deployment(snapshot: Snapshot) -> Iterable[Finding]:
         yield Finding(
             reason="progress_deadline",
             problem=f"The progress deadline is over: {progress.get('message', '')}",
-            next_step="Look at the pod's events and log; allow more time with timeout_seconds if it was on its way.",
+            next_step="Look at the pod's events and log, or allow it more time with server.timeout_seconds.",
             final=not snapshot.pods,
         )
 

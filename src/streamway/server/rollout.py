@@ -231,7 +231,7 @@ class _Waiting:
         step = found[0].next_step if found else ""
         return RolloutError(
             f"{self._deployment} was not ready within {self._patience.deadline_seconds:.0f} s.{last}",
-            next_step=step or "Allow more time with timeout_seconds, or look at the pod: kubectl describe pod.",
+            next_step=step or "Allow more time with server.timeout_seconds, or look at the pod: kubectl describe pod.",
             reason=found[0].reason if found else "deadline",
         )
 

@@ -21,6 +21,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)S?$")
 
 STRATEGIES = ("auto", "recreate", "surge", "blue_green")
+_MOST_TIMEOUT_SECONDS = 86_400
+"""A day: no task of a pipeline should hold a worker for longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class ServerSpec:
             node_selector=self.node_selector,
             tolerations=self.tolerations,
         )
+        _check_timeout(self.timeout_seconds)
         check_arguments(self.engine_arguments, read_image(self.image))
         _check_gpu_count(self.gpu_count, find_accelerator(self.accelerator))
 
@@ -274,6 +277,14 @@ def _check_release(spec: ServerSpec) -> None:
         raise SettingsError(
             f"max_replicas is {spec.max_replicas}, expected more than the {spec.replicas} of replicas.",
             next_step="Raise it, or leave it at 0 for no autoscaler.",
+        )
+
+
+def _check_timeout(seconds: float) -> None:
+    if not 0 <= seconds <= _MOST_TIMEOUT_SECONDS:
+        raise SettingsError(
+            f"timeout_seconds is {seconds:g}, expected 0 to {_MOST_TIMEOUT_SECONDS}.",
+            next_step="Leave it at 0 to derive it from the size of the model.",
         )
 
 
