@@ -17,6 +17,7 @@ def check_parameters(
     stage: str = "",
     cache_zones: list = [],  # noqa: B006
     cache_ttl_hours: float = 24.0,
+    cache_wait_minutes: float = 0.0,
     cluster: str = "",
     namespace: str = "models",
     image: str = "",
@@ -53,6 +54,7 @@ def check_parameters(
         stage: As in record_passage.
         cache_zones: As in enable_cache.
         cache_ttl_hours: As in enable_cache.
+        cache_wait_minutes: As in enable_cache.
         cluster: As in deploy_server.
         namespace: As in deploy_server.
         image: As in deploy_server.
@@ -87,6 +89,7 @@ def check_parameters(
             cluster=cluster,
             cache_zones=cache_zones,
             cache_ttl_hours=cache_ttl_hours,
+            cache_wait_minutes=cache_wait_minutes,
             strategy=strategy,
             keep_hours=keep_hours,
             questions=questions,

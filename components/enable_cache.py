@@ -16,8 +16,7 @@ def enable_cache(
     cluster: str = "",
     ttl_hours: float = 24.0,
     ingest_on_write: bool = False,
-    wait: str = "none",
-    timeout_seconds: float = 7200.0,
+    wait_minutes: float = 0.0,
 ) -> NamedTuple("Outputs", [("states", dict)]):
     """Create, update or resume the cache of each zone; a cache that is still being created is not a failure.
 
@@ -30,8 +29,8 @@ def enable_cache(
         ttl_hours: How long an entry lives, 1 to 168 hours.
         ingest_on_write: Whether uploads fill the caches, instead of first reads; a release that was uploaded before
             its cache was there is filled by its first read either way.
-        wait: "none" goes on at once, "running" waits until every cache serves.
-        timeout_seconds: Longest wait, in seconds.
+        wait_minutes: Longest wait until every cache serves, in minutes; 0 goes on at once. One that does not serve by
+            then is no failure.
 
     Returns:
         states: The state of the cache in each zone.
@@ -45,8 +44,8 @@ def enable_cache(
             zones=resolve_zones(zones, cluster),
             ttl_seconds=int(ttl_hours * 3600),
             ingest_on_write=ingest_on_write,
-            wait=wait,
-            timeout_seconds=timeout_seconds,
+            wait="running" if wait_minutes else "none",
+            timeout_seconds=wait_minutes * 60 or 600.0,
             size_bytes=int(size_bytes),
         )
         step.keep(enabled)

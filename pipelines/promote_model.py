@@ -25,6 +25,7 @@ def promote_model(
     cache_zones: list = [],  # noqa: B006
     cache_ttl_hours: float = 24.0,
     cache_ingest_on_write: bool = False,
+    cache_wait_minutes: float = 0.0,
     cluster: str = "",
     namespace: str = "models",
     image: str = ENGINE_IMAGE,
@@ -70,6 +71,7 @@ def promote_model(
         stage: Stage that this run proves the release for, such as production; empty records nothing.
         cache_zones: Zones to cache the bucket in, or `cluster` for all of the cluster; empty for none.
         cache_ttl_hours: How long a cache entry lives, 1 to 168 hours.
+        cache_wait_minutes: Longest wait until the caches serve, in minutes; 0 goes on at once.
         cache_ingest_on_write: Whether uploads fill the caches that are there, instead of first reads.
         cluster: projects/P/locations/L/clusters/C; empty for the current kubeconfig or the cluster this runs in.
         namespace: Kubernetes namespace of the endpoint.
@@ -101,7 +103,12 @@ def promote_model(
 
     chosen: dict[str, Any] = {
         "endpoint": {"name": name, "cluster": cluster, "namespace": namespace},
-        "caching": {"zones": cache_zones, "ttl_hours": cache_ttl_hours, "ingest_on_write": cache_ingest_on_write},
+        "caching": {
+            "zones": cache_zones,
+            "ttl_hours": cache_ttl_hours,
+            "ingest_on_write": cache_ingest_on_write,
+            "wait_minutes": cache_wait_minutes,
+        },
         "server": {
             "image": image,
             "accelerator": accelerator,

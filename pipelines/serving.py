@@ -48,6 +48,7 @@ def check_form(
         stage=stage,
         cache_zones=caching["zones"],
         cache_ttl_hours=caching["ttl_hours"],
+        cache_wait_minutes=caching["wait_minutes"],
         **endpoint,
         **{name: value for name, value in {**server, **proof}.items() if name not in _NEVER_WRONG},
         **promotion,

@@ -33,6 +33,7 @@ _MOST_THREADS = 8
 _GIB = 1024**3
 _HOURS_A_MONTH = 730
 # Such as us-central1-a; zones for accelerators end in more than a letter, such as us-south1-ai1b.
+_MOST_WAIT_MINUTES = 1440.0
 _ZONE = re.compile(r"[a-z]+-[a-z]+\d+-[a-z][a-z0-9]*")
 log = logging.getLogger("streamway.cache")
 
@@ -394,8 +395,8 @@ def _disable(control: CacheControl, zone: str) -> ZoneCache:
         ) from error
 
 
-def check_request(*, zones: Sequence[str], ttl_seconds: int) -> None:
-    """Check what can be judged without asking Cloud Storage: the names of zones, and how long entries live.
+def check_request(*, zones: Sequence[str], ttl_seconds: int, wait_minutes: float = 0.0) -> None:
+    """Check what can be judged without asking Cloud Storage: names of zones, how long entries live, how long to wait.
 
     Raises:
         CacheError: one of them cannot be.
@@ -405,6 +406,11 @@ def check_request(*, zones: Sequence[str], ttl_seconds: int) -> None:
             f"ttl_seconds is {ttl_seconds}; expected {LEAST_TTL_SECONDS} (1 hour) to {MOST_TTL_SECONDS} (7 days); "
             f"a ttl of {ttl_seconds / 3600:g} hours was asked for.",
             next_step="Ask for 1 to 168 hours; 24, a day, is Google's default.",
+        )
+    if not 0 <= wait_minutes <= _MOST_WAIT_MINUTES:
+        raise CacheError(
+            f"cache_wait_minutes is {wait_minutes:g}; expected 0 to {_MOST_WAIT_MINUTES:g}, a day.",
+            next_step="Give it 90, because creating a cache takes up to an hour, or 0 to go on at once.",
         )
     malformed = [zone for zone in zones if not _ZONE.fullmatch(zone)]
     if malformed:

@@ -38,6 +38,7 @@ class Form:
         cluster: As in `streamway.cluster.connect`.
         cache_zones: Zones to cache in, or `cluster`.
         cache_ttl_hours: How long a cache entry lives.
+        cache_wait_minutes: How long caches are waited for.
         strategy: How a new revision takes over.
         keep_hours: How long the old one is kept.
         questions: What the model is asked.
@@ -55,6 +56,7 @@ class Form:
     cluster: str = ""
     cache_zones: Sequence[str] = ()
     cache_ttl_hours: float = 24.0
+    cache_wait_minutes: float = 0.0
     strategy: str = "auto"
     keep_hours: float = 1.0
     questions: Sequence[Mapping[str, Any]] = ()
@@ -114,7 +116,8 @@ def _check_stages(form: Form) -> None:
 
 def _check_caches(form: Form) -> None:
     zones = [zone for zone in _texts("cache_zones", form.cache_zones) if zone != EVERY_ZONE]
-    cache.check_request(zones=zones, ttl_seconds=int(form.cache_ttl_hours * 3600))
+    ttl_seconds = int(form.cache_ttl_hours * 3600)
+    cache.check_request(zones=zones, ttl_seconds=ttl_seconds, wait_minutes=form.cache_wait_minutes)
     if form.cache_zones and storage.is_gs(form.release_root):
         bucket = storage.bucket_of(form.release_root)
         cache.check_zones(bucket=bucket, zones=resolve_zones(form.cache_zones, form.cluster))

@@ -42,6 +42,9 @@ class CacheSettings(_Section):
     )
     ttl_hours: float = Field(24.0, ge=1, le=168, description="How long an entry lives, in hours.")
     ingest_on_write: bool = Field(False, description="Whether uploads fill the caches, instead of first reads.")
+    wait_minutes: float = Field(
+        0.0, ge=0, le=1440, description="Longest wait until the caches serve, in minutes; 0 goes on at once."
+    )
 
     def plain_zones(self) -> list[str]:
         """Zones as steps take them."""
@@ -240,6 +243,7 @@ class Settings(_Section):
             "cache_zones": self.cache.plain_zones(),
             "cache_ttl_hours": self.cache.ttl_hours,
             "cache_ingest_on_write": self.cache.ingest_on_write,
+            "cache_wait_minutes": self.cache.wait_minutes,
             "name": self.server.name,
             "namespace": self.server.namespace,
             "cluster": self.server.cluster,

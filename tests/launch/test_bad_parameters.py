@@ -56,6 +56,7 @@ FORM = [
         "cache_zones", ["mars"], ("'mars' is not the name of a zone", "expected one such as"), "gcloud compute zones"
     ),
     Wrong("cache_zones", [1], ("cache_zones has 1", "expected texts"), "Put it in quotes"),
+    Wrong("cache_wait_minutes", -1.0, ("cache_wait_minutes is -1", "expected 0 to 1440"), "Give it 90"),
     Wrong("cache_ttl_hours", 0.5, ("ttl_seconds is 1800", "expected 3600", "0.5 hours was"), "1 to 168 hours"),
     Wrong("cache_ttl_hours", 169.0, ("expected 3600 (1 hour) to 604800", "169 hours was"), "1 to 168 hours"),
     Wrong(
