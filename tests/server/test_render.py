@@ -1,6 +1,7 @@
 """Manifests that a reviewer would sign."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import yaml
 
 from streamway.errors import SettingsError
 from streamway.server import ServerSpec, derive, render, to_yaml
+from streamway.server.engine import read_image
 from streamway.server.spec import Resources
+from streamway.server.vllm_flags import known_flags
 
 GIB = 1024**3
 Spec = Callable[..., ServerSpec]
@@ -304,6 +307,30 @@ def test_a_misspelt_option_is_found_before_a_node_is(spec: Spec) -> None:
         spec(engine_arguments=["--max-modell-len=2048"])
 
     assert "Perhaps you meant --max-model-len?" in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("version", "option", "told"),
+    [
+        ("0.14.1", "--watermark", "Versions 0."),
+        ("0.26.0", "--swap-space=4", "Versions 0.14.1 to 0.17.1 do"),
+        ("0.26.0", "--no-async-schedulin", "Perhaps you meant --async-scheduling"),
+        ("0.20.2", "--enforce-eagr", "Perhaps you meant --enforce-eager"),
+    ],
+)
+def test_each_version_has_options_of_its_own(spec: Spec, version: str, option: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=f"which vLLM {re.escape(version)} does not know") as caught:
+        spec(image=f"vllm/vllm-openai:v{version}", engine_arguments=[option])
+
+    assert told in caught.value.problem
+
+
+@pytest.mark.parametrize("version", ["0.14.1", "0.16.0", "0.20.2", "0.26.0", "0.32.0"])
+def test_every_version_knows_what_it_is_told_by_us(spec: Spec, version: str) -> None:
+    args = container(spec(image=f"vllm/vllm-openai:v{version}", gpu_count=2))["args"]
+
+    flags = {argument.partition("=")[0] for argument in args if argument.startswith("--")}
+    assert flags and flags <= known_flags(read_image(f"vllm/vllm-openai:v{version}").version)
 
 
 def test_options_of_other_versions_are_theirs_to_judge(spec: Spec) -> None:

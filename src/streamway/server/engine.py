@@ -126,22 +126,33 @@ def check_arguments(arguments: Sequence[str], image: Image) -> None:
                 "one server is one pod on one node here.",
                 next_step="Remove it, and choose an accelerator whose node holds the model.",
             )
-        if flag.startswith("--") and image.engine == "vllm" and image.version == vllm_flags.VERSION:
-            _check_known(argument, flag)
+        if flag.startswith("--") and image.engine == "vllm" and image.version is not None:
+            _check_known(argument, flag, image.version)
 
 
-def _check_known(argument: str, flag: str) -> None:
+def _check_known(argument: str, flag: str, version: tuple[int, int, int]) -> None:
+    known = vllm_flags.known_flags(version)
     # Settings inside a JSON option may be given as --option.name.
     plain = flag.partition(".")[0]
-    if plain in vllm_flags.FLAGS or plain.replace("--no-", "--", 1) in vllm_flags.FLAGS:
+    switched_on = plain.replace("--no-", "--", 1)
+    if not known or plain in known or switched_on in known:
         return
-    near = get_close_matches(plain, vllm_flags.FLAGS, n=1)
-    version = ".".join(map(str, vllm_flags.VERSION))
     raise SettingsError(
-        f"engine_arguments has {argument!r}, which vLLM {version} does not know."
-        + (f" Perhaps you meant {near[0]}?" if near else ""),
-        next_step=f"Correct it; `vllm serve --help=all` of {version} lists every option.",
+        f"engine_arguments has {argument!r}, which vLLM {_dotted(version)} does not know.{_hint(plain, known)}",
+        next_step=f"Correct it; `vllm serve --help=all` of {_dotted(version)} lists every option.",
     )
+
+
+def _hint(flag: str, known: frozenset[str]) -> str:
+    """Say which versions know an option, or which option was meant."""
+    if others := vllm_flags.versions_with(flag) or vllm_flags.versions_with(flag.replace("--no-", "--", 1)):
+        return f" Versions {_dotted(others[0])} to {_dotted(others[-1])} do."
+    near = get_close_matches(flag, known, n=1)
+    return f" Perhaps you meant {near[0]}?" if near else ""
+
+
+def _dotted(version: tuple[int, int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def serve_command(image: Image, release_uri: str) -> list[str]:
