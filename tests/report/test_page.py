@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from streamway.report import RunJournal, StepRecord, UnreadableRecord, render_page
 from streamway.report.journal import KNOWN_STEPS, STEPS
 from streamway.report.page import format_bytes, format_seconds
+from streamway.storage.kits import StartFigures, StoredKit
 
 RESULTS: dict[str, dict[str, Any]] = {
     "pull_model": {"model_id": "org/name", "commit_sha": "a" * 40, "licence": "mit", "size_bytes": 5, "moved_bytes": 5},
@@ -53,6 +54,33 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
+
+
+def kit_of(*later: float) -> StoredKit:
+    return StoredKit(
+        uri="gs://bucket/kit",
+        sha256="0" * 64,
+        size_bytes=36_000_000,
+        generation=1,
+        captured="2026-01-01T00:00:00Z",
+        made_for={"accelerator": "nvidia-<b>", "gpu_count": 2, "image": "vllm/vllm-openai:v0.32.0"},
+        first_start=StartFigures(pod="a", ready_seconds=160, weights_seconds=5.0, engine_seconds=60.0),
+        later_starts=tuple(StartFigures(pod=str(s), ready_seconds=77, engine_seconds=s) for s in later),
+    )
+
+
+def test_the_first_start_is_compared_with_those_that_restored_its_kit() -> None:
+    text = text_of(render_page(journal_of(*STEPS), state="SUCCEEDED", kits=[kit_of(11.0, 10.0)]))
+    assert "Warm starts" in text
+    assert "First, 2 x nvidia-&lt;b&gt;, vllm-openai:v0.32.0 5.0 s 1 min 00 s 2 min 40 s" in text
+    assert "2 with its kit of 34.3 MiB, the latest — 10.0 s" in text
+    assert "initialised its engine 50.0 s faster than the first" in text
+
+
+def test_a_kit_that_nobody_has_restored_promises_nothing() -> None:
+    text = text_of(render_page(journal_of(*STEPS), state="SUCCEEDED", kits=[kit_of()]))
+    assert "A later pod of this release restores the engine" in text
+    assert "faster" not in text
 
 
 def test_a_success_says_first_that_the_model_serves() -> None:

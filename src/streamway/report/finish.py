@@ -4,9 +4,10 @@ import logging
 
 from streamway import storage
 from streamway.errors import StreamwayError
-from streamway.report.history import earlier_starts, remember_start
+from streamway.report.history import earlier_starts, release_uri_of, remember_start
 from streamway.report.journal import RunJournal
 from streamway.report.page import render_page
+from streamway.storage.kits import StoredKit, read_kits
 
 logger = logging.getLogger("streamway.report")
 
@@ -34,12 +35,23 @@ def finish_run(
     earlier = earlier_starts(journal, name=name, namespace=namespace)
     if state == "SUCCEEDED" and journal.failed is None:
         remember_start(journal)
-    page = render_page(journal, state=state, message=message, earlier=earlier, resource=resource)
+    kits = _kits(journal)
+    page = render_page(journal, state=state, message=message, earlier=earlier, kits=kits, resource=resource)
     try:
         storage.write_file(storage.join(run_uri, "report.html"), page.encode())
     except (StreamwayError, OSError) as error:
         logger.warning("the report could not be kept beside the journal: %s", str(error).splitlines()[0])
     return page
+
+
+def _kits(journal: RunJournal) -> tuple[StoredKit, ...]:
+    """Read what is kept of the engine's cache beside the release that this run served."""
+    release_uri = release_uri_of(journal) if journal.record("deploy_server") else ""
+    try:
+        return tuple(read_kits(release_uri).values()) if release_uri else ()
+    except (StreamwayError, OSError) as error:
+        logger.warning("the release's kits cannot be read: %s", str(error).splitlines()[0])
+        return ()
 
 
 def _load(run_uri: str) -> RunJournal:

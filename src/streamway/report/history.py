@@ -74,11 +74,12 @@ def describe_start(journal: RunJournal) -> EndpointStart | None:
         commit_sha=str(deployed.result.get("commit_sha", ""))[:64],
         phases=phases,
         metrics=_read_metrics(proved.result.get("metrics")) if proved else {},
-        release_uri=_release_uri(journal),
+        release_uri=release_uri_of(journal),
     )
 
 
-def _release_uri(journal: RunJournal) -> str:
+def release_uri_of(journal: RunJournal) -> str:
+    """Return the release of a run; "" where it does not say."""
     published = journal.record("upload_model") or journal.record("promote_release")
     return str(published.result.get("uri", ""))[:_MOST_URI] if published else ""
 

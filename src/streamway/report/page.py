@@ -16,6 +16,7 @@ from streamway.report.parts import definitions, paragraph
 from streamway.report.sections import TITLES, model_of, release_of, result_of
 from streamway.report.silence import explain_silence
 from streamway.report.words import format_bytes, format_latency, format_seconds, mapping, number, show
+from streamway.storage.kits import StoredKit
 
 __all__ = ["TITLES", "format_bytes", "format_seconds", "render_page"]
 
@@ -28,6 +29,7 @@ def render_page(
     state: str,
     message: str = "",
     earlier: Sequence[EndpointStart] = (),
+    kits: Sequence[StoredKit] = (),
     resource: str = "",
 ) -> str:
     """Render the report of a run.
@@ -37,6 +39,7 @@ def render_page(
         state: How the pipeline ended, in the runner's word, such as SUCCEEDED.
         message: What the runner itself says of a failure.
         earlier: Earlier starts of the same endpoint, the newest first.
+        kits: The engine's kept caches of the release that is served.
         resource: What the service calls the run.
 
     Returns:
@@ -51,6 +54,7 @@ def render_page(
         sections.timeline(journal),
         sections.bytes_moved(journal),
         proving.cold_start(journal, earlier),
+        proving.warm_starts(kits),
         proving.answers(journal),
         proving.latency(journal, earlier),
         proving.checks(journal),

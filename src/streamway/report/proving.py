@@ -19,6 +19,7 @@ from streamway.report.words import (
     number,
     show,
 )
+from streamway.storage.kits import StartFigures, StoredKit
 
 _PHASES = {
     "stop old revision": "stop",
@@ -42,6 +43,7 @@ _METRICS = {
 }
 _MOST_ANSWERS, _MOST_CHECKS, _MOST_LATENCIES, _MOST_METRICS = 40, 80, 2000, 30
 _ANSWER_CHARACTERS = 1200
+_MOST_KITS = 6
 
 
 def cold_start(journal: RunJournal, earlier: Sequence[EndpointStart]) -> str:
@@ -53,6 +55,40 @@ def cold_start(journal: RunJournal, earlier: Sequence[EndpointStart]) -> str:
     return section(
         f"Cold start, {format_seconds(start.seconds)}", _stacks(starts), _phases(start, earlier), _streamed(journal)
     )
+
+
+def warm_starts(kits: Sequence[StoredKit]) -> str:
+    """What the engine's kept cache saves: the start that made it beside the latest that restored it.
+
+    Args:
+        kits: Those of the release, in any order.
+    """
+    lines = []
+    for kit in sorted(kits, key=lambda kit: kit.captured)[-_MOST_KITS:]:
+        lines.append([f"First, {show(_made_for(kit))}", *_start_cells(kit.first_start)])
+        if kit.later_starts:
+            restored = f"{len(kit.later_starts)} with its kit of {format_bytes(kit.size_bytes)}, the latest"
+            lines.append([restored, *_start_cells(kit.later_starts[-1])])
+    if not lines:
+        return ""
+    heads = ["Start", "Weights", "Engine", "Ready"]
+    saved = [kit.saved_seconds for kit in kits if kit.saved_seconds is not None]
+    told = (
+        f"The latest start with a kit initialised its engine {format_seconds(saved[-1])} faster than the first."
+        if saved and saved[-1] > 0
+        else "A later pod of this release restores the engine's cache, and is shown here once it has."
+    )
+    return section("Warm starts", table("First and later starts", heads, lines, figures=3), paragraph(told, "aside"))
+
+
+def _made_for(kit: StoredKit) -> str:
+    told = kit.made_for
+    return f"{told.get('gpu_count', 1)} x {told.get('accelerator', 'any')}, {str(told.get('image', '')).split('/')[-1]}"
+
+
+def _start_cells(start: StartFigures) -> list[str]:
+    figures = (start.weights_seconds, start.engine_seconds, start.ready_seconds)
+    return ["—" if seconds is None else format_seconds(seconds) for seconds in figures]
 
 
 def _no_start(journal: RunJournal, earlier: Sequence[EndpointStart]) -> str:
