@@ -25,6 +25,11 @@ def test_every_parameter_is_described_in_one_sentence_or_two(name: str) -> None:
         assert len(definition.description) < 200, parameter
 
 
+def test_a_person_must_fill_in_three_fields() -> None:
+    inputs = PIPELINES["serve_model"].component_spec.inputs
+    assert {name for name, field in inputs.items() if not field.optional} == {"model_id", "release_root", "name"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_a_configuration_gives_each_pipeline_exactly_its_parameters(path: Path) -> None:
     settings = Settings.load(path, overrides={"promotion.source_root": "gs://staging/models"})
