@@ -78,9 +78,10 @@ def test_check_tells_everything_that_is_wrong_at_once_and_moves_nothing(terminal
 
 
 def test_check_is_content_with_a_good_configuration(terminal) -> None:
-    checked = terminal.streamway("check", "configs/sandbox.yaml")
+    checked = terminal.streamway("check", "configs/sandbox.yaml", "--json")
     assert checked.code == 0, checked.out
-    assert checked.out.count("ok  ") == 5
+    assert all(entry["ok"] for entry in checked.json)
+    assert {entry["name"] for entry in checked.json} == {"model", "project", "storage", "caches", "cluster", "server"}
 
 
 def test_an_api_server_that_is_not_there_is_named(terminal, tmp_path) -> None:
