@@ -48,7 +48,7 @@ def convert_weights(
         converted = room.convert_weights(
             snapshot_uri=snapshot.uri,
             weights_uri=layout.weights_uri,
-            open_left=hub.open_left_files(token=hub.read_token(token_secret)),
+            open_left=hub.open_left_files(token_secret=token_secret),
             release_root=release_root,
             memory_bytes=int(memory_mib) << 20,
             on_progress=step.progress,

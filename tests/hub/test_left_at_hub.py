@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streamway import hub as hub_room
 from streamway import storage, weights
-from streamway.errors import AccessDeniedError, ChecksumError, HubError, StorageError, UnsafePickleError
+from streamway.errors import AccessDeniedError, ChecksumError, HubError, SettingsError, StorageError, UnsafePickleError
 from streamway.sandbox.hub_repository import Promise
 from streamway.storage import Patience
 from streamway.storage.records import LeftFile
@@ -202,6 +202,15 @@ def test_a_token_that_is_revoked_before_the_conversion_is_said(hub: Any, root_ur
         convert(pulled, root_uri)
     converted = convert(pulled, root_uri, open_left=hub_room.open_left_files(token="hf_good"))
     assert converted.converted
+
+
+def test_the_secret_of_a_token_is_read_only_where_a_file_was_left(hub: Any, bucket_uri: str) -> None:
+    push(hub, "org/secret-left", torch.checkpoint_bytes({"weight": matrix(1000)}))
+    opened = hub_room.open_left_files(token_secret="not a resource name")
+    with pytest.raises(SettingsError, match="is not a resource name"):
+        convert(pull("org/secret-left", bucket_uri), bucket_uri, open_left=opened)
+    hub.model("org/nothing-left")
+    assert not convert(pull("org/nothing-left", bucket_uri), bucket_uri, open_left=opened).converted
 
 
 def test_a_record_that_names_another_hub_gets_no_token(

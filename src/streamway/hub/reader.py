@@ -4,6 +4,7 @@ The Hub answers with a redirect to a signed address on another host, which expir
 and again when it is refused. The token goes to the Hub alone: never to the other host, never from https to http.
 """
 
+import functools
 import logging
 import threading
 import urllib.parse
@@ -13,6 +14,7 @@ import urllib3
 
 from streamway.errors import AccessDeniedError, HubError, SourceChangedError, TransferError
 from streamway.hub.repository import Commit, HubFile, hub_endpoint, hub_token
+from streamway.hub.secrets import read_token
 from streamway.storage.http import HttpClient, Patience, Persistence, RetryableError, raise_if_retried, read_range
 from streamway.storage.records import LeftFile, OpenLeft
 from streamway.storage.scatter import Scatter
@@ -182,20 +184,26 @@ class HubReader:
         return {"Authorization": f"Bearer {self._token}"} if self._token and _origin(address) == self._origin else {}
 
 
-def open_left_files(*, token: str | None = None, patience: Patience | None = None) -> OpenLeft:
+def open_left_files(*, token: str | None = None, token_secret: str = "", patience: Patience | None = None) -> OpenLeft:
     """Return what opens the files that a pull left at the Hub.
 
     Args:
         token: The Hub's token; None for HF_TOKEN. It goes to the Hub that HF_ENDPOINT names, and to no other that a
             record might name.
+        token_secret: Where the token is instead, as `read_token` takes it; read only if a file is opened, because most
+            models leave none.
         patience: How long to wait for the Hub.
     """
-    client, token = HttpClient(patience), hub_token(token)
+    client = HttpClient(patience)
+
+    @functools.cache
+    def read_once() -> str | None:
+        return hub_token(token or read_token(token_secret))
 
     def open_left(file: LeftFile) -> HubReader:
         commit = Commit(endpoint=hub_endpoint(), model_id=file.model_id, commit_sha=file.commit_sha)
         promised = HubFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256, blob_id="")
-        reader = HubReader(client, commit, promised, token)
+        reader = HubReader(client, commit, promised, read_once())
         if reader.uri != file.uri:
             raise HubError(
                 f"{file.uri} is not at {commit.endpoint}, which is the Hub here.",
