@@ -3,7 +3,7 @@
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,37 @@ class MemoryReader:
         with self._lock:
             self.read_bytes += length
         return self._data[offset : offset + length]
+
+
+class DamagingReader(MemoryReader):
+    """A source that tells the checksums of its bytes, one bit of which then flips in memory on the way to the target.
+
+    Args:
+        data: What it holds.
+        damaged: Offset of the bit's byte.
+    """
+
+    version = "1"
+
+    def __init__(self, data: bytes, *, damaged: int | None) -> None:
+        super().__init__(data)
+        self._damaged = damaged
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        self.sum_rows(offset, [view])
+
+    def read_rows(self, offset: int, rows: Sequence[memoryview]) -> None:
+        self.sum_rows(offset, rows)
+
+    def sum_rows(self, offset: int, rows: Sequence[memoryview]) -> list[int]:
+        sums = []
+        for row in rows:
+            row[:] = self.read(offset, len(row))
+            sums.append(crc32c(row))
+            if self._damaged is not None and offset <= self._damaged < offset + len(row):
+                row[self._damaged - offset] ^= 1
+            offset += len(row)
+        return sums
 
 
 def whole(reader: Any) -> tuple[Segment, ...]:
@@ -250,6 +281,30 @@ def test_parts_damaged_on_disk_are_fetched_again(tmp_path: Path, payload: bytes)
     (written,) = storage.write_files([plan_of(MemoryReader(payload))], **SMALL_PARTS)
     assert written.moved_bytes == len(payload) - 2 * PART
     assert contents(plan_of(MemoryReader(payload)).uri) == payload
+
+
+def test_what_the_disk_does_not_give_back_as_it_was_is_refused_and_written_again(
+    tmp_path: Path, payload: bytes
+) -> None:
+    uri = str(tmp_path / "file")
+    damaging = DamagingReader(payload, damaged=2 * PART + 7)
+    with pytest.raises(ChecksumError, match=rf"{uri}: \d+ bytes from {2 * PART} were written .* the disk gives back"):
+        storage.write_files([FilePlan(uri=uri, segments=whole(damaging))], read_back=True, **SMALL_PARTS)
+    assert storage.list_files(str(tmp_path)) == ()
+    sound = DamagingReader(payload, damaged=None)
+    (written,) = storage.write_files([FilePlan(uri=uri, segments=whole(sound))], read_back=True, **SMALL_PARTS)
+    assert contents(uri) == payload
+    assert written.read_back
+    assert 0 < sound.read_bytes <= len(payload) - 2 * PART
+
+
+def test_only_what_was_read_back_is_said_to_be(tmp_path: Path) -> None:
+    uri = str(tmp_path / "file")
+    plan = FilePlan(uri=uri, segments=(b"some bytes",))
+    assert not storage.write_files([plan])[0].read_back
+    assert not storage.write_files([plan], read_back=True)[0].read_back, "it was there already and nobody looked"
+    Path(uri).unlink()
+    assert storage.write_files([plan], read_back=True)[0].read_back
 
 
 def test_a_torn_journal_is_read_up_to_its_last_whole_line(tmp_path: Path, payload: bytes) -> None:

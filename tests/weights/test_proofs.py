@@ -50,6 +50,14 @@ def test_what_an_earlier_process_moved_is_proved_from_its_source(root: str) -> N
     assert prove_shard(shard, uri, Witness(shard.tensors)) == prove_shard(shard, uri, Witness(shard.tensors))
 
 
+def test_what_the_disk_gave_back_while_it_was_written_must_be_what_the_sources_add_up_to(tmp_path: Path) -> None:
+    shard, uri, witness = written(str(tmp_path))
+    stored = crc32c(read_file(uri))
+    assert prove_shard(shard, uri, witness, disk_crc32c=stored) == prove_shard(shard, uri, witness)
+    with pytest.raises(WeightsError, match=r"model\.safetensors: tensor .* other bytes"):
+        prove_shard(shard, uri, witness, disk_crc32c=stored ^ 1)
+
+
 @pytest.mark.parametrize("where", [0.0, 0.3, 0.7, 0.999])
 def test_one_changed_byte_is_found(root: str, where: float) -> None:
     shard, uri, witness = written(root)

@@ -112,6 +112,7 @@ class WrittenFile:
         crc32c: The unsigned 32-bit Castagnoli checksum of the whole file.
         generation: The object's generation in Cloud Storage; 0 for a local file.
         moved_bytes: How many of its bytes travelled in this call; 0 when it was already there.
+        read_back: Whether the checksum is also that of what the disk gave back; Cloud Storage compares by itself.
     """
 
     uri: str
@@ -120,6 +121,7 @@ class WrittenFile:
     crc32c: int
     generation: int
     moved_bytes: int
+    read_back: bool = False
 
 
 Progress = Callable[[int, int], None]

@@ -3,6 +3,10 @@
 A half-written file can be read again, so its hash is taken anew from disk when a transfer goes on, and each part is
 compared with its checksum in the journal. Whoever writes it holds a lock on it; another run of the same model then
 writes a file of its own beside it, and the first that is whole wins.
+
+Where that is asked for, each part is also read back as soon as it is written, before the journal speaks of it. It is
+then still in the processor's cache, and another thread writes meanwhile, which makes it cheaper than reading the whole
+file when it is complete.
 """
 
 import contextlib
@@ -13,9 +17,10 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from streamway.errors import StorageError
+from streamway.errors import ChecksumError, StorageError
 from streamway.storage.addresses import local_path
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.files import IN_FLIGHT
@@ -25,18 +30,25 @@ from streamway.storage.targets import Position, fingerprint, start_position
 
 _ATTRIBUTE = "user.streamway"
 _FOLDER_ATTEMPTS = 100
-_WRITE_BYTES = 256 * 1024
-"""One write at most: on a virtual disk larger ones were measured to cost several times the system time."""
+_BLOCK_BYTES = 1024 * 1024
+"""One write or read at most: it fits into a cache, and costs few calls (benchmarks/results/convert.md)."""
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)
 _CANNOT_LOCK = (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 """Of filesystems that know no locks, some network ones; there two runs at once must not share a folder."""
 
 
 class LocalTarget:
-    """A file on disk, written as `.transfer/NAME.partial` with a journal, then renamed."""
+    """A file on disk, written as `.transfer/NAME.partial` with a journal, then renamed.
 
-    def __init__(self, plan: FilePlan, *, sha256: bool) -> None:
+    Args:
+        plan: What to write.
+        sha256: Whether to compute SHA-256 where the plan promises none.
+        read_back: Whether each part is read again once it is written, and compared.
+    """
+
+    def __init__(self, plan: FilePlan, *, sha256: bool, read_back: bool = False) -> None:
         self._plan = plan
+        self._reads_back = read_back
         self._sha256 = sha256 or plan.sha256 is not None
         self._path = local_path(plan.uri)
         self._folder = self._path.parent / IN_FLIGHT
@@ -137,12 +149,27 @@ class LocalTarget:
         return checksum if count == len(view) and checksum == expected else None
 
     def write_part(self, number: int, view: memoryview, checksum: int) -> None:
+        offset = number * self._part_bytes
         with self._writing, _named_errors(self._path):
             written = 0
             while written < len(view):
-                piece = view[written : written + _WRITE_BYTES]
-                written += os.pwrite(self._descriptor, piece, number * self._part_bytes + written)
+                piece = view[written : written + _BLOCK_BYTES]
+                written += os.pwrite(self._descriptor, piece, offset + written)
+        if self._reads_back:
+            self._compare(offset, len(view), checksum)
+        with _named_errors(self._path):
             os.write(self._journal_descriptor, b"%d %d\n" % (number, checksum))
+
+    def _compare(self, offset: int, length: int, expected: int) -> None:
+        """Hold what the disk gives back against what was written."""
+        with _named_errors(self._path):
+            found = _checksum_on_disk(self._descriptor, offset, length)
+        if found != expected:
+            raise ChecksumError(
+                f"{self._path}: {length} bytes from {offset} were written with crc32c {expected:08x}, "
+                f"the disk gives back {found:08x}.",
+                next_step="Run again; if it happens again, check the disk and the memory of this machine.",
+            )
 
     def settle(self, number: int, checksums: Checksums, source: PassingHash | None) -> None:
         pass  # the journal has it already
@@ -158,7 +185,8 @@ class LocalTarget:
         with _named_errors(self._path):
             self._partial.replace(self._path)
         self._close()
-        return self._written(checksums.sha256(), checksums.crc32c, moved_bytes)
+        written = self._written(checksums.sha256(), checksums.crc32c, moved_bytes)
+        return replace(written, read_back=self._reads_back)
 
     def discard(self) -> None:
         self._partial.unlink(missing_ok=True)
@@ -185,6 +213,24 @@ class LocalTarget:
             generation=0,
             moved_bytes=moved_bytes,
         )
+
+
+_blocks = threading.local()
+
+
+def _checksum_on_disk(descriptor: int, offset: int, length: int) -> int:
+    """Return the crc32c of a range of an open file, read through one block of this thread's own."""
+    if not hasattr(_blocks, "block"):
+        _blocks.block = bytearray(_BLOCK_BYTES)
+    total, end = 0, offset + length
+    while offset < end:
+        row = memoryview(_blocks.block)[: min(_BLOCK_BYTES, end - offset)]
+        count = os.preadv(descriptor, [row], offset)
+        if not count:
+            break  # somebody cut the file short, and its checksum will differ
+        total = crc32c(row[:count], total)
+        offset += count
+    return total
 
 
 def _lock(descriptor: int) -> bool:

@@ -41,6 +41,7 @@ def write_files(
     memory_bytes: int = MEMORY_BYTES,
     workers: int = WORKERS,
     sha256: bool = True,
+    read_back: bool = False,
     on_progress: Progress | None = None,
     patience: Patience | None = None,
 ) -> tuple[WrittenFile, ...]:
@@ -54,6 +55,7 @@ def write_files(
         memory_bytes: Most memory for bytes in flight.
         workers: Most parts on their way at once.
         sha256: Whether to compute SHA-256 where a plan promises none.
+        read_back: Whether to read again what was written to disk, and compare. Cloud Storage does so by itself.
         on_progress: Called with (bytes done, bytes in all).
         patience: How long to wait for Cloud Storage.
 
@@ -67,7 +69,7 @@ def write_files(
     """
     object_sizes = (plan.size_bytes for plan in plans if is_gs(plan.uri))
     part_bytes = choose_part_bytes(object_sizes, memory_bytes=memory_bytes, workers=workers)
-    jobs = [_make_job(plan, patience, sha256=sha256, part_bytes=part_bytes) for plan in plans]
+    jobs = [_make_job(plan, patience, sha256=sha256, read_back=read_back, part_bytes=part_bytes) for plan in plans]
     if all(not is_gs(plan.uri) and _is_local(plan) for plan in plans):
         workers = min(workers, os.cpu_count() or 1)  # more only stand in each other's way
     at_once = max(1, min(workers, memory_bytes // part_bytes))
@@ -101,11 +103,11 @@ def choose_part_bytes(object_sizes: Iterable[int], *, memory_bytes: int, workers
     return part_bytes
 
 
-def _make_job(plan: FilePlan, patience: Patience | None, *, sha256: bool, part_bytes: int) -> "_Job":
+def _make_job(plan: FilePlan, patience: Patience | None, *, sha256: bool, read_back: bool, part_bytes: int) -> "_Job":
     """Choose how a file is written: to disk, in one request, or as a multipart upload."""
     target: Target
     if not is_gs(plan.uri):
-        target = LocalTarget(plan, sha256=sha256)
+        target = LocalTarget(plan, sha256=sha256, read_back=read_back)
         part_bytes = min(part_bytes, LOCAL_PART_BYTES) if _is_local(plan) else part_bytes
     elif plan.size_bytes <= part_bytes:
         target = SmallObjectTarget(plan, cloud_storage(patience), sha256=sha256)

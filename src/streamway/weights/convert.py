@@ -294,6 +294,7 @@ class _Work:
             memory_bytes=self.memory_bytes,
             workers=self.workers,
             sha256=self.sha256,
+            read_back=True,
             on_progress=self.on_progress if tell else None,
         )
 
@@ -351,7 +352,8 @@ class _Work:
 def _prove(shard: Shard, file: WrittenFile, witness: Witness, *, promised: bool) -> tuple[ProvedTensor, ...]:
     """Prove a shard, or remove it, so that a rerun does not take it for a good one."""
     try:
-        return prove_shard(shard, file.uri, witness, promised=promised)
+        disk_crc32c = file.crc32c if file.read_back else None
+        return prove_shard(shard, file.uri, witness, disk_crc32c=disk_crc32c, promised=promised)
     except WeightsError:
         delete_files([file.uri])
         raise
@@ -390,7 +392,7 @@ def _proof(uri: str, plan: ConversionPlan, proved: Sequence[ProvedTensor]) -> di
     elif is_gs(uri):
         method = "crc32c of the source's tensors adds up to the checksum that Cloud Storage computed"
     else:
-        method = "crc32c of every tensor, read back from disk, equals its source's"
+        method = "crc32c of the source's tensors adds up to that of what was read back from disk"
     return {
         "method": method,
         "tensors_compared": len(proved),

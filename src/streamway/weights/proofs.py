@@ -2,9 +2,10 @@
 
 While a file is written, every byte that leaves its source passes a witness, which keeps the crc32c of each tensor's
 pieces; no extra read is needed. Afterwards the result is looked at afresh: its header is parsed from the target and
-held against the source's names, dtypes and shapes, and its bytes are compared by checksum. A local file is read back.
-An object's checksum was computed by Cloud Storage from what it stored, and must be the one that the header and the
-source's tensors, in the header's order, add up to; so nothing is read twice through the network.
+held against the source's names, dtypes and shapes, and its bytes are compared by checksum. That of an object was
+computed by Cloud Storage from what it stored, that of a file from what the disk gave back while it was written; it must
+be the one that the header and the source's tensors, in the header's order, add up to. So nothing is read twice through
+the network, and a disk is asked while its answer is still in the cache. A file of an earlier process is read whole.
 """
 
 import threading
@@ -14,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from streamway.errors import WeightsError
-from streamway.storage import is_gs, open_reader
+from streamway.storage import open_reader
 from streamway.storage.digests import combine_crc32c, crc32c
+from streamway.storage.readers import ObjectReader
 from streamway.storage.rows import read_rows
 from streamway.storage.segments import ByteReader, Computed, Extent, Segment
 from streamway.weights.safetensors_file import Header, TensorEntry, read_header
@@ -24,7 +26,7 @@ from streamway.weights.tensors import SourceTensor
 from streamway.weights.windows import read_into
 from streamway.weights.wording import show_name
 
-_BUFFER_BYTES = 512 * 1024
+_BUFFER_BYTES = 1024 * 1024
 _READERS = 2
 
 Spans = Sequence[tuple[int, int]]
@@ -188,13 +190,16 @@ class ProvedTensor:
     crc32c: int
 
 
-def prove_shard(shard: Shard, uri: str, witness: Witness, *, promised: bool = False) -> tuple[ProvedTensor, ...]:
+def prove_shard(
+    shard: Shard, uri: str, witness: Witness, *, disk_crc32c: int | None = None, promised: bool = False
+) -> tuple[ProvedTensor, ...]:
     """Hold a written file against the sources of its tensors.
 
     Args:
         shard: What it was to be.
         uri: Where it is.
         witness: What the sources said.
+        disk_crc32c: Of what the disk gave back when the file was written; None to read it now.
         promised: Whether the whole source was held to a SHA-256 while it passed, in this process and those before it.
             Then what an earlier process moved need not come from far a second time: it is read from the result.
 
@@ -215,10 +220,13 @@ def prove_shard(shard: Shard, uri: str, witness: Witness, *, promised: bool = Fa
         name: witness.checksum(tensor, _reading_result(reader, header, entries[name], tensor) if promised else None)
         for name, tensor in expected.items()
     }
-    if is_gs(uri):
-        _prove_object(reader, header, sources)
+    stored = disk_crc32c
+    if isinstance(reader, ObjectReader):
+        stored = reader.stored.crc32c
+    if stored is None:
+        _prove_by_reading(reader, header, sources)
     else:
-        _prove_local(reader, header, sources)
+        _prove_by_sum(reader, header, sources, stored)
     return tuple(_proved(shard, tensor, sources[tensor.name]) for tensor in shard.tensors)
 
 
@@ -228,21 +236,18 @@ def _reading_result(reader: ByteReader, header: Header, entry: TensorEntry, tens
     return lambda begin, end: checksum_range(reader, begin + shift, end + shift)
 
 
-def _prove_object(reader: ByteReader, header: Header, sources: dict[str, int]) -> None:
-    """Compare with the checksum that Cloud Storage computed from what it stored."""
+def _prove_by_sum(reader: ByteReader, header: Header, sources: dict[str, int], stored: int) -> None:
+    """Compare what the header and the sources add up to with the checksum of what is stored."""
     total = crc32c(reader.read(0, header.data_start))
     for entry in header.entries:
         total = combine_crc32c(total, sources[entry.name], entry.size_bytes)
-    stored = getattr(reader, "stored", None)
-    if stored is None or stored.crc32c is None:
-        _prove_local(reader, header, sources)
-    elif stored.crc32c != total:
+    if stored != total:
         raise _difference(
             reader.uri, header.entries[0].name if header.entries else "", "or one after it has other bytes"
         )
 
 
-def _prove_local(reader: ByteReader, header: Header, sources: dict[str, int]) -> None:
+def _prove_by_reading(reader: ByteReader, header: Header, sources: dict[str, int]) -> None:
     def compare(entry: TensorEntry) -> None:
         start = header.data_start + entry.begin
         if checksum_range(reader, start, start + entry.size_bytes) != sources[entry.name]:
