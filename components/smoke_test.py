@@ -41,10 +41,10 @@ def smoke_test(
         cluster: As in deploy_server.
         namespace: Kubernetes namespace.
         questions: Questions with expected answers, each with `prompt` and `expect` (a regular expression); empty
-            asks only for a sound completion.
+            asks only for a sound answer, or of a model that only embeds for a sound embedding.
         allowed_regression: By what share latency and throughput may be worse than those of the release that served
             before, such as 0.5; 0 does not compare.
-        chat_required: Whether a model without a chat template fails, instead of being asked for completions.
+        chat_required: Whether a model that cannot chat fails, instead of being asked for what it serves.
         min_context_length: Shortest context that the model must be served with, in tokens; 0 for any.
         timeout_seconds: Longest time for the whole test.
 

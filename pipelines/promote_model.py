@@ -95,7 +95,7 @@ def promote_model(
         questions: Questions with expected answers, each with `prompt` and `expect`; and `match` (regex, exact,
             json_schema), `kind` (chat, completion, embedding, tool) and `max_tokens` where these differ.
         allowed_regression: By what share latency and throughput may be worse than before; 0 does not compare.
-        chat_required: Whether a model without a chat template fails, instead of being asked for completions.
+        chat_required: Whether a model that cannot chat fails, instead of being asked for what it serves.
         min_context_length: Shortest context that the model must be served with, in tokens; 0 for any.
     """
     run_uri = f"{release_root}/.runs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"

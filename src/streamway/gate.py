@@ -48,7 +48,7 @@ def smoke_test(
         questions: Questions with expected answers, as plain values.
         allowed_regression: By what share latency and throughput may be worse than those of the release that served
             before; 0 does not compare.
-        chat_required: Whether a model without a chat template fails, instead of being asked for completions.
+        chat_required: Whether a model that cannot chat fails, instead of being asked for what it serves.
         min_context_length: Shortest context that the model must be served with, in tokens; 0 for any.
         timeout_seconds: Longest time for the questions.
 

@@ -170,6 +170,40 @@ def test_a_model_without_chat_template_fails_where_chat_is_required(engine: Engi
     assert "chat template" in failing(chat_required=True).problem
 
 
+@pytest.mark.parametrize("refusal", ["no route", "The model does not support Chat Completions API"])
+def test_a_model_that_only_embeds_is_asked_for_an_embedding_where_nothing_else_is_asked(
+    engine: Engine, refusal: str
+) -> None:
+    engine({"": "[0.1, 0.2, -0.3]"}, only_embeds=refusal)
+
+    report = run(questions=())
+
+    assert report.notes == ("The model serves no chat; it was asked for an embedding instead.",)
+    assert [(answer.kind, answer.streamed) for answer in report.answers] == [("embedding", False)]
+    assert report.metrics["load_requests"] == 4
+
+
+def test_a_model_that_only_embeds_must_embed_soundly(engine: Engine) -> None:
+    engine({"": "[0.0, 0.0, 0.0]"}, only_embeds="no route")
+
+    assert "same value everywhere" in failing(questions=()).problem
+
+
+@pytest.mark.parametrize("settings", [{}, {"questions": (), "chat_required": True}])
+def test_a_model_that_only_embeds_fails_where_chat_is_asked_for(engine: Engine, settings: dict[str, Any]) -> None:
+    cluster = engine({"": "[0.1, 0.2, -0.3]"}, only_embeds="no route")
+
+    assert "HTTP 404: Not Found" in failing(**settings).problem
+    assert "/v1/embeddings" not in cluster.requests
+
+
+def test_a_model_that_chats_is_not_let_off_with_an_embedding(engine: Engine) -> None:
+    cluster = engine({"": "na " * 40})
+
+    assert "over and over" in failing(questions=()).problem
+    assert "/v1/embeddings" not in cluster.requests
+
+
 def test_a_stream_that_breaks_off_fails(engine: Engine) -> None:
     engine(break_stream="1")
 

@@ -123,17 +123,51 @@ def test_fields_of_another_manager_are_taken_over_only_where_that_is_asked_for(
     assert house.connection.get(path)["spec"]["progressDeadlineSeconds"] != 77
 
 
-def test_a_rollback_to_what_never_served_asks_it_first(house: Any, parts: Any) -> None:
-    first = house.serve()
-    held = house.deploy(engine_arguments=["--enforce-eager"], DOUBLE_ANSWERS=json.dumps({"": "na " * 40}))
+@pytest.fixture
+def rollback(house: Any, parts: Any) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs the command for a revision."""
 
-    rollback = [*RUN, "rollback", "tiny", "--namespace", house.namespace, "--revision", held.revision]
-    environment = os.environ | parts.environment
-    done = subprocess.run(rollback, env=environment, capture_output=True, text=True, check=False, timeout=150)
+    def run(revision: str) -> subprocess.CompletedProcess[str]:
+        command = [*RUN, "rollback", "tiny", "--namespace", house.namespace, "--revision", revision]
+        environment = os.environ | parts.environment
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=150)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ({"DOUBLE_ANSWERS": json.dumps({"": "na " * 40})}, "over and over"),
+        ({"DOUBLE_ANSWERS": json.dumps({"": "[0, 0]"}), "DOUBLE_ONLY_EMBEDS": "no route"}, "same value everywhere"),
+    ],
+    ids=["chat", "embeddings"],
+)
+def test_a_rollback_to_what_never_served_asks_it_first(
+    rollback: Callable[[str], subprocess.CompletedProcess[str]], house: Any, behaviour: dict[str, str], reason: str
+) -> None:
+    first = house.serve()
+    held = house.deploy(engine_arguments=["--enforce-eager"], **behaviour)
+
+    done = rollback(held.revision)
 
     assert done.returncode == 71, done.stderr
-    assert "over and over" in done.stderr
+    assert reason in " ".join(done.stderr.split())
     assert server.read_status(name="tiny", namespace=house.namespace).active == first.revision
+
+
+def test_a_rollback_to_what_only_embeds_asks_it_for_an_embedding(
+    rollback: Callable[[str], subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    house.serve()
+    held = house.deploy(DOUBLE_ONLY_EMBEDS="no route", DOUBLE_ANSWERS=json.dumps({"": "[0.1, 0.2]"}))
+
+    done = rollback(held.revision)
+
+    assert done.returncode == 0, done.stderr
+    assert "asked for an embedding" in " ".join(done.stderr.split())
+    found = server.read_status(name="tiny", namespace=house.namespace)
+    assert (found.active, found.last_smoke_test.partition(":")[0]) == (held.revision, "passed")
 
 
 def test_it_restores_the_kit_of_the_release(

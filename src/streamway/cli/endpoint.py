@@ -58,8 +58,8 @@ def status(name: str, namespace: str, cluster: str, as_json: bool) -> None:
 def rollback(name: str, namespace: str, cluster: str, revision: str, as_json: bool) -> None:
     """Let endpoint NAME serve an earlier revision again.
 
-    The one that served before has answered correctly and takes over as soon as it is ready; any other must answer a
-    question first.
+    The one that served before has answered correctly and takes over as soon as it is ready; any other must first answer
+    what fits it: a question, or, where it serves only embeddings, one of these.
     """
     with output.narrated():
         found = server.rollback(

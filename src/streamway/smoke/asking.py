@@ -39,6 +39,15 @@ class RefusedError(Exception):
     def lacks_chat_template(self) -> bool:
         return self.status == 400 and "chat template" in self.message.lower()
 
+    @property
+    def lacks_route(self) -> bool:
+        """Whether the engine does not do at all what was asked of it.
+
+        vLLM has no route for what its model is not for; earlier versions have it, and say that it is not supported.
+        """
+        words = self.message.lower()
+        return (self.status == 404 and "not found" in words) or "does not support" in words
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
@@ -259,5 +268,5 @@ def _words(response: ProxyResponse) -> str:
 
 def _words_of(found: dict[str, Any]) -> str:
     inner = found.get("error")
-    message = inner.get("message") if isinstance(inner, dict) else found.get("message")
+    message = inner.get("message") if isinstance(inner, dict) else found.get("message") or found.get("detail")
     return str(message or inner or found)[:600]

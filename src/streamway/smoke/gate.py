@@ -54,10 +54,11 @@ def smoke_test(
         served_model_name: The name that the API must report.
         cluster: As in `streamway.cluster.connect`.
         commit_sha: The commit that every pod behind the Service must carry; empty for any.
-        questions: Questions with expected answers; none asks for a sound sentence.
+        questions: Questions with expected answers; none asks for a sound sentence, or a sound embedding of a model that
+            only embeds.
         load_requests: Requests of the small load that measures latency; 0 for none.
         min_context_tokens: Shortest context that the model must be served with.
-        chat_required: Whether a model without a chat template fails, instead of being asked for completions.
+        chat_required: Whether a model that cannot chat fails, instead of being asked for what it serves.
         previous_metrics: Figures of the release that served before.
         allowed_regression: By what share each figure may be worse than before; 0 does not compare.
         timeout_seconds: Longest time for the whole test.
@@ -136,7 +137,7 @@ class _Test:
     latencies: list[float] = field(default_factory=list)
     hopeless: bool = False
     _models: list[dict[str, Any]] = field(default_factory=list)
-    _has_chat: bool = True
+    _serves: str = "chat"
 
     def report(self) -> SmokeReport:
         return SmokeReport(
@@ -197,10 +198,10 @@ class _Test:
         self._judge(name, question, reply, began)
 
     def check_stream(self, question: Question) -> None:
-        if question.kind not in {"chat", "completion"}:
-            return
         began = time.monotonic()
         question = self._usable(question)
+        if question.kind not in {"chat", "completion"}:
+            return
         name = f"streams its answer to {question.prompt!r}"
         try:
             reply = self.endpoint.stream(question)
@@ -265,21 +266,24 @@ class _Test:
         }
 
     def _ask(self, question: Question) -> tuple[Question, Reply]:
-        question = self._usable(question)
+        asked = self._usable(question)
         try:
-            return question, self.endpoint.ask(question)
+            return asked, self.endpoint.ask(asked)
         except RefusedError as error:
-            if not (error.lacks_chat_template and question.kind == "chat") or self.chat_required:
+            instead = _ask_instead(question, asked, error)
+            if not instead or self.chat_required:
                 raise
-        self._has_chat = False
-        self.notes.append("The model has no chat template; it was asked for completions instead.")
-        logger.info("the model has no chat template; asking for completions instead")
-        question = self._usable(question)
-        return question, self.endpoint.ask(question)
+        self._serves = instead
+        self.notes.append(_NOTES[instead])
+        logger.info("%s", _NOTES[instead])
+        return self._ask(question)
 
     def _usable(self, question: Question) -> Question:
-        if self._has_chat or question.kind != "chat":
+        """The question as this endpoint can be asked it."""
+        if question.kind != "chat" or self._serves == "chat":
             return question
+        if self._serves == "embedding":
+            return replace(question, kind="embedding") if question == SOUND_ANSWER else question
         return replace(question, kind="completion", prompt=f"Question: {question.prompt}\nAnswer:")
 
     def _judge(self, name: str, question: Question, reply: Reply, began: float, *, streamed: bool = False) -> None:
@@ -315,6 +319,10 @@ class _Test:
         return next((entry for entry in self._models if entry.get("id") == self.served_model_name), {})
 
 
+_NOTES = {
+    "completion": "The model has no chat template; it was asked for completions instead.",
+    "embedding": "The model serves no chat; it was asked for an embedding instead.",
+}
 _NOTHING: dict[str, Any] = {"text": "", "first_token_seconds": 0.0, "tokens": 0, "pieces": 0, "finished": ""}
 
 
@@ -341,6 +349,18 @@ def _releases(connection: ClusterConnection, namespace: str, service: str) -> se
         if not pod["metadata"].get("deletionTimestamp")
         and (pod.get("status") or {}).get("phase") not in {"Failed", "Succeeded"}
     }
+
+
+def _ask_instead(question: Question, asked: Question, error: RefusedError) -> str:
+    """The kind of question to go on with after a refusal; empty where the refusal is the answer.
+
+    Only who asks nothing in particular is content with an embedding.
+    """
+    if asked.kind != "chat":
+        return ""
+    if error.lacks_chat_template:
+        return "completion"
+    return "embedding" if question == SOUND_ANSWER and error.lacks_route else ""
 
 
 def _unsound(question: Question, reply: Reply) -> str:
