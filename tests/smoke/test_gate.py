@@ -68,6 +68,27 @@ def test_a_wrong_answer_fails_and_the_report_keeps_it(engine: Engine) -> None:
     assert error.report.answers[0].text == "The capital of France is Berlin."
 
 
+def test_the_error_holds_what_is_to_be_compared_because_there_may_be_no_report(engine: Engine) -> None:
+    engine({"France": "Berlin", "Italy": "Madrid", "Spain": "Madrid", "": "na"})
+    capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Kenya": "Nairobi"}
+
+    error = failing(questions=[Question(prompt=f"Capital of {of}?", expect=city) for of, city in capitals.items()])
+
+    assert "'Capital of France?': expected a match of 'Paris', found 'Berlin'." in error.problem
+    assert "'Capital of Italy?': expected a match of 'Rome', found 'Madrid'." in error.problem
+    assert "Spain" not in error.problem
+    # The first one is asked as a stream too.
+    assert error.problem.endswith("(1 more check failed.)")
+    assert error.next_step.startswith("Compare these answers with the model's card")
+    assert "report" not in str(error)
+
+
+def test_what_is_wrong_but_no_answer_is_not_to_be_compared_with_a_model_card(engine: Engine) -> None:
+    engine()
+
+    assert failing(min_context_tokens=4096).next_step == "Correct what was deployed, or what is expected of it."
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

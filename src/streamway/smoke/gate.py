@@ -21,6 +21,8 @@ from streamway.storage.segments import Progress
 logger = logging.getLogger("streamway.smoke")
 
 _LOAD_WORKERS = 2
+# Not every caller writes a report, so the error holds what is needed to judge it.
+_MOST_TOLD = 4
 # Beyond this the figures say enough, however slow the engine is.
 _LOAD_SECONDS = 20.0
 # Where more is better, a fall is a regression; elsewhere a rise is.
@@ -109,12 +111,14 @@ def _conclude(report: SmokeReport) -> SmokeReport:
     if report.passed:
         logger.info("smoke test passed: %d checks, %d answers", len(report.checks), len(report.answers))
         return report
-    first = report.failures[0]
-    more = f" ({len(report.failures) - 1} more checks failed.)" if len(report.failures) > 1 else ""
+    told, left = report.failures[:_MOST_TOLD], len(report.failures) - _MOST_TOLD
+    found = " ".join(f"{check.name}: expected {check.expected}, found {check.found}." for check in told)
+    more = f" ({left} more {'check' if left == 1 else 'checks'} failed.)" if left > 0 else ""
     raise WrongAnswerError(
-        f"{report.served_model_name} behind {report.namespace}/{report.service} fails its smoke test: {first.name}: "
-        f"expected {first.expected}, found {first.found}.{more}",
-        next_step="Compare the answers in the report with the model's card; do not send traffic to this revision.",
+        f"{report.served_model_name} behind {report.namespace}/{report.service} fails its smoke test: {found}{more}",
+        next_step="Compare these answers with the model's card; send this revision no traffic until they are right."
+        if any(not answer.ok for answer in report.answers)
+        else "Correct what was deployed, or what is expected of it.",
         report=report,
     )
 
