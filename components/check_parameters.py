@@ -29,6 +29,7 @@ def check_parameters(
     strategy: str = "auto",
     keep_hours: float = 1.0,
     timeout_seconds: float = 0.0,
+    pod: dict = {},  # noqa: B006
     served_model_name: str = "",
     service_account: str = "",
     replicas: int = 1,
@@ -66,6 +67,7 @@ def check_parameters(
         strategy: As in deploy_server.
         keep_hours: As in deploy_server.
         timeout_seconds: As in deploy_server.
+        pod: As in deploy_server.
         served_model_name: As in deploy_server.
         service_account: As in deploy_server.
         replicas: As in deploy_server.
@@ -112,5 +114,6 @@ def check_parameters(
                 "tolerations": tolerations,
                 "timeout_seconds": timeout_seconds,
             },
+            pod=pod,
         )
         step.keep({"looked_at": preflight.check_parameters(form)})

@@ -35,6 +35,7 @@ def deploy_server(
     tolerations: list = [],  # noqa: B006
     warm_start: bool = True,
     timeout_seconds: float = 0.0,
+    pod: dict = {},  # noqa: B006
 ) -> NamedTuple("Outputs", [("service", str), ("port", int), ("served_model_name", str), ("revision", str)]):
     """Apply the server and watch it until it answers its health check, or say why it never will.
 
@@ -68,6 +69,8 @@ def deploy_server(
         tolerations: More taints that may be tolerated, as Kubernetes writes them.
         warm_start: Whether the engine's cache is kept beside the release and restored by later pods; vLLM only.
         timeout_seconds: Longest wait for the rollout, in seconds; 0 derives it from the size of the model.
+        pod: What a pod gets where that shall not follow from the model: cpu, memory and ephemeral_storage as Kubernetes
+            writes quantities, and startup_seconds.
 
     Returns:
         timings: What of the start took how long, in seconds, and how fast the weights came.
@@ -80,6 +83,7 @@ def deploy_server(
     from streamway.warm_start import drop_kit, finder
 
     with report.step("deploy_server", run_uri) as step:
+        wanted = server.read_pod(pod)
         deployed = server.deploy_server(
             release_uri=release.uri,
             model_id=model_id,
@@ -95,6 +99,8 @@ def deploy_server(
             zone=zone,
             engine_arguments=engine_arguments,
             environment=environment,
+            resources=wanted.resources,
+            startup_seconds=wanted.startup_seconds,
             strategy=strategy,
             keep_seconds=keep_hours * 3600,
             served_model_name=served_model_name,

@@ -37,6 +37,7 @@ def promote_model(
     strategy: str = "auto",
     keep_hours: float = 1.0,
     timeout_seconds: float = 0.0,
+    pod: dict = {},  # noqa: B006
     served_model_name: str = "",
     service_account: str = "",
     replicas: int = 1,
@@ -84,6 +85,8 @@ def promote_model(
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
         keep_hours: How long blue_green keeps the old revision running, in hours.
         timeout_seconds: Longest wait for the rollout, in seconds; 0 derives it from the size of the model.
+        pod: What a pod gets where that shall not follow from the model's size: `cpu`, `memory` and `ephemeral_storage`
+            as Kubernetes writes quantities, and `startup_seconds`.
         served_model_name: The model's name in the API; empty for the Hugging Face id.
         service_account: Kubernetes service account that may read the bucket; empty for one named as the endpoint.
         replicas: Pods; with max_replicas, the fewest.
@@ -119,6 +122,7 @@ def promote_model(
             "strategy": strategy,
             "keep_hours": keep_hours,
             "timeout_seconds": timeout_seconds,
+            "pod": pod,
             "served_model_name": served_model_name,
             "service_account": service_account,
             "replicas": replicas,

@@ -149,7 +149,8 @@ smoke:
         "name: endpoint}",
         """name: endpoint, spot: true, replicas: 2, max_replicas: 4, served_model_name: tiny,
   service_account: reader, node_selector: {cloud.google.com/compute-class: gpus},
-  tolerations: [{key: team, operator: Equal, value: ml, effect: NoExecute, tolerationSeconds: 60}]}""",
+  tolerations: [{key: team, operator: Equal, value: ml, effect: NoExecute, tolerationSeconds: 60}],
+  pod: {cpu: 6, memory: 20Gi, ephemeral_storage: 15Gi, startup_seconds: 900}}""",
     )
     settings = Settings.load(write(tmp_path, text))
     release = {"release_uri": "gs://bucket/models/org/name/abcdef0/", "commit_sha": "abcdef0", "size_bytes": 1 << 30}
@@ -166,6 +167,9 @@ smoke:
     ]
     assert "cloud.google.com/gke-spot" in str(pod["tolerations"])
     assert "--served-model-name=tiny" in pod["containers"][0]["args"]
+    requests = pod["containers"][0]["resources"]["requests"]
+    assert (requests["cpu"], requests["memory"], requests["ephemeral-storage"]) == ("6", "20Gi", "15Gi")
+    assert pod["containers"][0]["startupProbe"]["failureThreshold"] == 900
     questions = parse_questions(settings.parameters()["questions"])
     assert [(question.kind, question.match) for question in questions] == [
         ("chat", "exact"),
@@ -187,6 +191,36 @@ def test_a_question_that_cannot_be_judged_is_found_before_anything_moves(
 ) -> None:
     with pytest.raises(SettingsError, match=re.escape(words)):
         Settings.load(write(tmp_path, f"{SMALL}smoke: {{questions: [{question}]}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        ("pod: {memory: 64 GB}", "server: pod has memory '64 GB', expected a quantity"),
+        ("pod: {memory: 1Ti}", "server: pod has memory 1024.0 GiB, expected at most 95.5 cores and 326.4 GiB"),
+        ("pod: {startup_seconds: 900}, timeout_seconds: 600", "server: pod has startup_seconds 900, expected at most"),
+        ("pod: {startup_seconds: -1}", "server.pod.startup_seconds is -1"),
+        ("pod: {mem: 1Gi}", "server.pod.mem is not a setting; perhaps you meant memory?"),
+    ],
+)
+def test_a_pod_that_cannot_be_had_is_found_before_anything_moves(tmp_path: Path, server: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        Settings.load(write(tmp_path, SMALL.replace("name: endpoint", f"name: endpoint, {server}")))
+
+
+@pytest.mark.parametrize("pipeline", ["serve_model", "promote_model"])
+def test_what_a_pod_gets_reaches_the_step_that_makes_it_and_the_one_that_judges_it(
+    tmp_path: Path, pipeline: str
+) -> None:
+    overrides = {"server.pod": "{cpu: 2, memory: 8Gi}", "promotion.source_root": "gs://before/models"}
+    settings = Settings.load(write(tmp_path, SMALL), overrides=overrides)
+    parameters = settings.parameters() if pipeline == "serve_model" else settings.promotion_parameters("f" * 40)
+    assert parameters["pod"] == {"cpu": 2, "memory": "8Gi"}
+
+    tasks = tasks_of(PIPELINES[pipeline].pipeline_spec)
+
+    for step in ("deploy-server", "check-parameters"):
+        assert "pod" in str(tasks[step].inputs.parameters["pod"].component_input_parameter)
 
 
 @pytest.mark.parametrize(

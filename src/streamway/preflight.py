@@ -45,6 +45,7 @@ class Form:
         allowed_regression: By what share figures may be worse.
         min_context_length: In tokens.
         server: The settings of the server, by the names of `ServerSpec`.
+        pod: What each of its pods is to have, as `read_pod` takes it.
     """
 
     model_id: str
@@ -63,6 +64,7 @@ class Form:
     allowed_regression: float = 0.0
     min_context_length: int = 0
     server: Mapping[str, Any] = field(default_factory=dict)
+    pod: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_parameters(form: Form) -> tuple[str, ...]:
@@ -124,11 +126,14 @@ def _check_caches(form: Form) -> None:
 
 
 def _check_server(form: Form) -> None:
+    wanted = server.read_pod(form.pod)
     server.ServerSpec(
         release_uri="gs://any/release/",
         model_id=form.model_id,
         commit_sha=form.commit_sha or _ANY_COMMIT,
         size_bytes=_ANY_SIZE_BYTES,
+        resources=wanted.resources,
+        startup_seconds=wanted.startup_seconds,
         **form.server,
     )
     check_takeover(form.strategy, form.keep_hours * 3600)

@@ -51,6 +51,21 @@ class CacheSettings(_Section):
         return [self.zones] if isinstance(self.zones, str) else list(self.zones)
 
 
+class PodSettings(_Section):
+    """What a pod of the engine gets, where that shall not follow from the size of the model."""
+
+    cpu: str | int | float = Field("", description="CPU cores, as Kubernetes writes them; empty derives them.")
+    memory: str | int | float = Field("", description="Memory, such as 64Gi; empty derives it.")
+    ephemeral_storage: str | int | float = Field("", description="Local disk, such as 20Gi; empty derives it.")
+    startup_seconds: int = Field(
+        0, ge=0, description="Longest time from container start to the first healthy answer; 0 derives it."
+    )
+
+    def plain(self) -> dict[str, Any]:
+        """What was written down."""
+        return self.model_dump(exclude_defaults=True)
+
+
 class ServerSettings(_Section):
     """The engine on the cluster."""
 
@@ -84,6 +99,20 @@ class ServerSettings(_Section):
     )
     tolerations: tuple[dict[str, str | int], ...] = Field((), description="More taints that may be tolerated.")
     warm_start: bool = Field(True, description="Whether the engine's cache is kept and restored by later pods.")
+    pod: PodSettings = Field(PodSettings(), description="What a pod gets instead of what is derived for it.")
+
+    @model_validator(mode="after")
+    def _pod_can_be(self) -> Self:
+        # As with questions: only where something is said does reading settings wait for the room that judges it.
+        if not self.pod.plain():
+            return self
+        from streamway.server.pod import check_pod
+
+        try:
+            check_pod(self.pod.plain(), accelerator=self.accelerator, timeout_seconds=self.timeout_seconds)
+        except SettingsError as error:
+            raise ValueError(error.problem) from error
+        return self
 
 
 class QuestionSettings(_Section):
@@ -256,6 +285,7 @@ class Settings(_Section):
             "strategy": self.server.strategy,
             "keep_hours": self.server.keep_hours,
             "timeout_seconds": self.server.timeout_seconds,
+            "pod": self.server.pod.plain(),
             "served_model_name": self.server.served_model_name,
             "service_account": self.server.service_account,
             "replicas": self.server.replicas,
@@ -362,6 +392,9 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
             lines.append(f"  {where} is not a setting{_nearest(entry['loc'], root)}")
         elif entry["type"] == "missing":
             lines.append(f"  {where} is missing")
+        elif entry["type"] == "value_error" and isinstance(entry["input"], dict):
+            # A fault of several settings together; the whole section would hide it.
+            lines.append(f"  {where}: {entry['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"  {where} is {entry['input']!r}: {entry['msg']}")
     return "\n".join(lines)

@@ -68,6 +68,27 @@ def test_what_was_derived_is_told_beside_the_manifests(hub: Any, bucket_uri: str
     assert "--max-model-len=auto" not in own.stdout
 
 
+def test_what_a_pod_gets_is_shown_and_taken_from_the_configuration(hub: Any, bucket_uri: str, tmp_path: Path) -> None:
+    hub.model("org/tiny")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {{id: org/tiny}}\nstorage: {{release_root: {bucket_uri}/models}}\nserver:\n  name: tiny\n"
+        "  pod: {cpu: 7500m, memory: 24Gi, ephemeral_storage: 30Gi, startup_seconds: 900}\n"
+    )
+
+    done = subprocess.run([STREAMWAY, "render", str(config)], capture_output=True, text=True, check=False, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    (deployment,) = [one for one in yaml.safe_load_all(done.stdout) if one["kind"] == "Deployment"]
+    (engine,) = deployment["spec"]["template"]["spec"]["containers"]
+    asked = {"memory": "24Gi", "ephemeral-storage": "30Gi", "nvidia.com/gpu": "1"}
+    assert engine["resources"] == {"requests": {"cpu": "7500m", **asked}, "limits": asked}
+    assert engine["startupProbe"]["failureThreshold"] == 900
+    said = " ".join(done.stderr.split())
+    assert "each pod: 7.5 CPU, 24.0 GiB of memory, of which the streamer takes at most 256.0 MiB, 30.0 GiB" in said
+    assert "15 min 00 s to start" in said
+
+
 def test_what_must_be_there_first_is_printed_as_a_script(hub: Any, bucket_uri: str, tmp_path: Path) -> None:
     hub.model("org/tiny")
     config = tmp_path / "config.yaml"

@@ -84,6 +84,8 @@ FORM = [
     Wrong("keep_hours", -1.0, ("keep_hours is -1", "expected 0 to 168"), "1 is usual"),
     Wrong("keep_hours", float("nan"), ("keep_hours is nan", "expected 0 to 168"), "1 is usual"),
     Wrong("timeout_seconds", -1.0, ("timeout_seconds is -1", "expected 0 to 86400"), "0 to derive it"),
+    Wrong("pod", {"memory": "lots"}, ("pod has memory 'lots'", "expected a quantity", "such as 64Gi"), "leave it out"),
+    Wrong("pod", {"cpu": 200}, ("pod has cpu 200", "expected at most 95.5 cores", "g2-standard-96"), "Ask for less"),
     Wrong("served_model_name", "a b", ("served_model_name is 'a b'", "without spaces"), "Leave it empty"),
     Wrong(
         "service_account", "a@p.iam", ("service_account is 'a@p.iam'", "expected lower-case"), "not its Google account"

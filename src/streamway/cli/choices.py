@@ -50,6 +50,7 @@ def _planned_config(settings: Settings, plan: hub.PullPlan) -> Mapping[str, Any]
 def server_choices(settings: Settings) -> dict[str, Any]:
     """What a configuration says of the server, as the server room takes it."""
     chosen = settings.server
+    wanted = server.read_pod(chosen.pod.plain())
     return {
         "name": chosen.name,
         "namespace": chosen.namespace,
@@ -66,6 +67,8 @@ def server_choices(settings: Settings) -> dict[str, Any]:
         "max_replicas": chosen.max_replicas,
         "spot": chosen.spot,
         "timeout_seconds": chosen.timeout_seconds,
+        "resources": wanted.resources,
+        "startup_seconds": wanted.startup_seconds,
         "node_selector": chosen.node_selector,
         "tolerations": chosen.tolerations,
     }

@@ -12,6 +12,7 @@ from streamway.cli.choices import planned_server, server_choices
 from streamway.cli.configuration import environment_of, load_settings
 from streamway.cli.options import config_argument, json_option, set_option, state_option
 from streamway.errors import ReleaseError, SmokeTestError
+from streamway.report.words import format_bytes, format_seconds
 from streamway.settings import Settings
 
 
@@ -32,6 +33,7 @@ def render(config: Path, release_uri: str, overrides: tuple[str, ...], state_pat
         spec = server.ServerSpec(**given) if given else planned_server(settings)
         manifests, derived = server.render(spec), server.derive(spec)
         output.say(f"{derived.gpu_count} x {spec.accelerator}, such as {', '.join(derived.machine_types)}", style="dim")
+        output.say(_pod_words(derived), style="dim")
         output.say(derived.context.said, style="dim")
         if as_json:
             output.give({"manifests": manifests, "derived": derived}, as_json=True, lines=[])
@@ -102,6 +104,16 @@ def smoke(config: Path, overrides: tuple[str, ...], state_path: Path, as_json: b
             min_context_tokens=settings.smoke.min_context_length,
         )
     output.give(verdict, as_json=as_json, lines=_smoke_lines(verdict))
+
+
+def _pod_words(derived: server.Derived) -> str:
+    """What each pod gets, derived or as the configuration says."""
+    resources, startup = derived.resources, format_seconds(derived.budgets.startup_seconds)
+    return (
+        f"each pod: {resources.cpus:g} CPU, {format_bytes(resources.memory_bytes)} of memory, of which the streamer "
+        f"takes at most {format_bytes(derived.streamer_memory_bytes)}, {format_bytes(resources.ephemeral_bytes)} of "
+        f"local disk, {startup} to start"
+    )
 
 
 def _server_arguments(settings: Settings, release_uri: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from streamway.server.operate import (
     rollback,
 )
 from streamway.server.permissions import check_permissions, role_rules
+from streamway.server.pod import Pod, read_pod
 from streamway.server.rollout import Phase
 from streamway.server.serving import Serving, list_serving
-from streamway.server.spec import Resources, ServerSpec, derive
+from streamway.server.spec import Derived, Resources, ServerSpec, derive
 from streamway.server.streamer_log import StreamerFigures, read_log
 from streamway.server.switch import Candidate, Proof, Verify
 
@@ -26,8 +27,10 @@ __all__ = [
     "Candidate",
     "Context",
     "DeployedServer",
+    "Derived",
     "EndpointStatus",
     "Phase",
+    "Pod",
     "Proof",
     "Resources",
     "RevisionStatus",
@@ -44,6 +47,7 @@ __all__ = [
     "promote_revision",
     "read_log",
     "read_model_config",
+    "read_pod",
     "read_status",
     "reject_revision",
     "render",

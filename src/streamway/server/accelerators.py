@@ -17,6 +17,9 @@ USABLE_SHARE = 0.9
 # this much on each GPU. gemma-2-9b (17.2 GiB) fits one L4 by this rule, as Google's guide shows it to do.
 _WEIGHTS_FACTOR = 1.05
 _OVERHEAD_GIB_PER_GPU = 1.5
+# https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes: GKE keeps a quarter of the first 4 GiB, a
+# fifth of the next 4, a tenth of the next 8, and less of what is more than that.
+_POD_MEMORY_SHARE = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,16 @@ class Machine:
     gpus: int
     cpus: int
     memory_gib: int
+
+    @property
+    def pod_cpus(self) -> float:
+        """Cores that one pod can have: GKE's own pods take a part of one."""
+        return self.cpus - 0.5
+
+    @property
+    def pod_memory_bytes(self) -> int:
+        """Memory that one pod can have, beside what the node keeps for itself."""
+        return int(self.memory_gib * _POD_MEMORY_SHARE * GIB)
 
 
 @dataclass(frozen=True, kw_only=True)

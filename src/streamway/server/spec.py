@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamway.errors import SettingsError
-from streamway.server.accelerators import GIB, Accelerator, derive_gpu_count, find_accelerator, fits, machines_with
+from streamway.server.accelerators import (
+    GIB,
+    Accelerator,
+    Machine,
+    derive_gpu_count,
+    find_accelerator,
+    fits,
+    machines_with,
+)
 from streamway.server.budgets import Budgets, derive_budgets
 from streamway.server.context import Context, choose_context
 from streamway.server.engine import Image, check_arguments, read_image
@@ -116,6 +124,8 @@ class ServerSpec:
         _check_timeout(self.timeout_seconds)
         check_arguments(self.engine_arguments, read_image(self.image))
         _check_gpu_count(self.gpu_count, find_accelerator(self.accelerator))
+        check_resources(self.resources, find_accelerator(self.accelerator))
+        check_startup(self.startup_seconds, self.timeout_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +161,10 @@ class Derived:
     @property
     def machine_types(self) -> tuple[str, ...]:
         """Machine types whose nodes can hold the pod, smallest first."""
-        needed = self.resources.memory_bytes / GIB
         return tuple(
             machine.name
             for machine in machines_with(self.accelerator, self.gpu_count)
-            if machine.memory_gib * 0.85 >= needed and machine.cpus >= self.resources.cpus
+            if _holds(machine, self.resources)
         )
 
 
@@ -182,7 +191,7 @@ def derive(spec: ServerSpec) -> Derived:
         size_bytes=spec.size_bytes,
         engine_arguments=spec.engine_arguments,
     )
-    streamer_memory = _streamer_memory(spec.size_bytes, gpu_count)
+    streamer_memory = _streamer_memory(spec.size_bytes, gpu_count, spec.resources.memory_bytes)
     resources = _resources(spec.resources, gpu_count, streamer_memory)
     return Derived(
         accelerator=accelerator,
@@ -199,25 +208,43 @@ def derive(spec: ServerSpec) -> Derived:
     )
 
 
-def _streamer_memory(size_bytes: int, gpu_count: int) -> int:
+def _streamer_memory(size_bytes: int, gpu_count: int, asked_bytes: int) -> int:
     """Host memory for the streamer: a limit of 4 GiB was as fast as none on an H100, and each rank has its share.
 
     It must hold the largest single tensor; the largest that are published (the embeddings of a 405B model) take 4.2
-    GB. A model smaller than the limit is buffered whole.
+    GB. A model smaller than the limit is buffered whole. Of memory that was asked for it has the share that it has of
+    what is derived for a large model.
     """
-    return min(max(size_bytes, GIB // 4), 4 * GIB * gpu_count)
+    limit = 4 * GIB * gpu_count
+    if asked_bytes:
+        limit = asked_bytes * limit // (limit + _engine_memory(gpu_count) + _shared_memory(gpu_count))
+    return min(max(size_bytes, GIB // 4), limit)
+
+
+def _engine_memory(gpu_count: int) -> int:
+    """The engine's processes: one for the API, one for the scheduler, and one for each GPU."""
+    return 6 * GIB + 3 * GIB * gpu_count
+
+
+def _shared_memory(gpu_count: int) -> int:
+    return 2 * GIB * gpu_count
 
 
 def _resources(asked: Resources, gpu_count: int, streamer_memory: int) -> Resources:
-    shm = asked.shm_bytes or 2 * GIB * gpu_count
-    # The engine's processes: one for the API, one for the scheduler, and one for each GPU.
-    engine = 6 * GIB + 3 * GIB * gpu_count
+    shm = asked.shm_bytes or _shared_memory(gpu_count)
+    if asked.memory_bytes and not asked.shm_bytes:
+        # What lies there counts as the pod's memory.
+        shm = min(shm, asked.memory_bytes // 2)
     return Resources(
         cpus=asked.cpus or 4 * gpu_count,
-        memory_bytes=asked.memory_bytes or engine + _whole_gib(streamer_memory) + shm,
+        memory_bytes=asked.memory_bytes or _engine_memory(gpu_count) + _whole_gib(streamer_memory) + shm,
         shm_bytes=shm,
         ephemeral_bytes=asked.ephemeral_bytes or 10 * GIB,
     )
+
+
+def _holds(machine: Machine, resources: Resources) -> bool:
+    return machine.pod_memory_bytes >= resources.memory_bytes and machine.pod_cpus >= resources.cpus
 
 
 def _whole_gib(size_bytes: int) -> int:
@@ -252,6 +279,41 @@ def _check_gpu_count(gpu_count: int, accelerator: Accelerator) -> None:
             f"gpu_count is {gpu_count}, expected {', '.join(map(str, possible))} with {accelerator.name}: a model is "
             f"split into equal parts, and one node has at most {largest}.",
             next_step="Choose one of these, or 0 to derive it from the model's size.",
+        )
+
+
+def check_resources(resources: Resources, accelerator: Accelerator) -> None:
+    """Refuse what no node has; the largest machine holds any number of GPUs that there is.
+
+    Raises:
+        SettingsError: says how much there is.
+    """
+    largest = accelerator.machines[-1]
+    if _holds(largest, resources):
+        return
+    asked = f"cpu {resources.cpus:g}" if largest.pod_cpus < resources.cpus else ""
+    asked = asked or f"memory {resources.memory_bytes / GIB:.1f} GiB"
+    raise SettingsError(
+        f"pod has {asked}, expected at most {largest.pod_cpus:g} cores and {largest.pod_memory_bytes / GIB:.1f} GiB: "
+        f"that is what pods can have of {largest.name}, the largest machine with {accelerator.name}.",
+        next_step="Ask for less, leave it out to derive it, or choose another accelerator.",
+    )
+
+
+def check_startup(startup_seconds: float, timeout_seconds: float) -> None:
+    """Refuse a startup that a rollout's own end would cut off: the limit of the startup is the one that says why.
+
+    Raises:
+        SettingsError: says how long it may be.
+    """
+    if not (startup_seconds and timeout_seconds):
+        return
+    most = derive_budgets(0, timeout_seconds).progress_seconds
+    if startup_seconds > most:
+        raise SettingsError(
+            f"pod has startup_seconds {startup_seconds:g}, expected at most {most} with timeout_seconds "
+            f"{timeout_seconds:g}: the wait for the rollout would end before the engine's startup does.",
+            next_step="Raise timeout_seconds, or leave it at 0 to derive it from startup_seconds.",
         )
 
 
