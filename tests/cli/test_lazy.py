@@ -10,6 +10,7 @@ import pytest
 
 from streamway.cli.entry import cli
 
+ROOT = Path(__file__).parents[2]
 STREAMWAY = str(Path(sys.executable).with_name("streamway"))
 # What takes most of the time and memory of a start; the commands here talk to none of them.
 HEAVY = ("kfp", "kubernetes", "google", "huggingface_hub", "pydantic", "aiohttp", "requests")
@@ -40,7 +41,7 @@ def test_the_front_door_imports_no_room(arguments: list[str]) -> None:
     modules = imported(*arguments)
     assert not top(modules) & set(HEAVY)
     rooms = {name.split(".")[1] for name in modules if name.startswith(HOUSE)}
-    assert rooms == {"cli", "errors"}
+    assert rooms == {"cli", "errors", "interrupts"}
 
 
 def test_judging_a_folder_imports_only_what_reads_it(tmp_path: Path) -> None:
@@ -52,6 +53,22 @@ def test_judging_a_folder_imports_only_what_reads_it(tmp_path: Path) -> None:
 
 def test_looking_at_the_sandbox_reads_no_configuration(tmp_path: Path) -> None:
     assert not top(imported("sandbox", "status", "--state", str(tmp_path), code=3)) & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "from pathlib import Path; from streamway.settings import Settings; "
+        "assert Settings.load(Path('configs/sandbox.yaml')).smoke.questions",
+        "import streamway.gate, streamway.retirement, streamway.preflight",
+    ],
+    ids=["a configuration with questions", "rooms"],
+)
+def test_who_reaches_no_cluster_does_not_wait_for_its_client(work: str) -> None:
+    code = f"import sys; {work}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "kubernetes" not in done.stdout.split()
 
 
 @pytest.mark.parametrize("command", ["run", "submit", "runs", "schedule", "publish", "promote", "retire"])

@@ -1,4 +1,7 @@
-"""Finding a cluster: by kubeconfig, from inside, as a GKE cluster or as a fleet member, with credentials that renew."""
+"""Finding a cluster: by kubeconfig, from inside, as a GKE cluster or as a fleet member, with credentials that renew.
+
+The kubernetes package takes half a second to import, so whoever reaches no cluster does without it.
+"""
 
 import atexit
 import base64
@@ -12,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kubernetes import client as kubernetes_client
-from kubernetes import config as kubernetes_config
 from requests.utils import get_environ_proxies
 
 from streamway.cluster.connection import ClusterConnection, sentence
@@ -59,6 +60,8 @@ def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnect
         SettingsError: `cluster` has none of these forms.
         ClusterUnreachableError: there is no such cluster, it does not answer, or it does not know us.
     """
+    from kubernetes.client import ApiClient
+
     if not cluster or cluster.startswith("context:"):
         way = _from_kubeconfig(cluster.removeprefix("context:"))
     elif is_gke_name(cluster):
@@ -75,7 +78,7 @@ def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnect
         )
     way.configuration.connection_pool_maxsize = _CONNECTIONS
     _go_through_proxy(way.configuration)
-    connection = ClusterConnection(kubernetes_client.ApiClient(way.configuration), name=way.name, renew=way.renew)
+    connection = ClusterConnection(ApiClient(way.configuration), name=way.name, renew=way.renew)
     _prove(connection, timeout_seconds)
     return connection
 
@@ -90,7 +93,9 @@ def gke_configuration(cluster: Any, *, credentials: Any) -> Any:
         cluster: The answer of `get_cluster`.
         credentials: google-auth credentials, renewed when a request finds them near their end.
     """
-    configuration = kubernetes_client.Configuration()
+    from kubernetes.client import Configuration
+
+    configuration = Configuration()
     endpoints = cluster.control_plane_endpoints_config
     dns = endpoints.dns_endpoint_config
     if dns.endpoint and dns.allow_external_traffic:
@@ -113,8 +118,10 @@ def gateway_configuration(project: str, location: str, membership: str, *, crede
         membership: Its name.
         credentials: As in `gke_configuration`.
     """
+    from kubernetes.client import Configuration
+
     region = "" if location == "global" else f"{location}-"
-    configuration = kubernetes_client.Configuration()
+    configuration = Configuration()
     configuration.host = (
         f"https://{region}connectgateway.googleapis.com/v1/projects/{project}/locations/{location}"
         f"/gkeMemberships/{membership}"
@@ -125,22 +132,25 @@ def gateway_configuration(project: str, location: str, membership: str, *, crede
 
 
 def _from_kubeconfig(context: str) -> _Way:
+    from kubernetes import config
+    from kubernetes.client import Configuration
+
     # The environment is read here and not by the kubernetes package, which reads it once when it is imported.
     chosen = os.environ.get("KUBECONFIG", "")
     path = chosen or str(Path.home() / ".kube" / "config")
-    configuration = kubernetes_client.Configuration()
+    configuration = Configuration()
     if not chosen and not Path(path).exists() and os.environ.get("KUBERNETES_SERVICE_HOST"):
         return _from_inside(configuration)
 
     def load() -> None:
         try:
-            kubernetes_config.load_kube_config(
+            config.load_kube_config(
                 config_file=path,
                 context=context or None,
                 client_configuration=configuration,
                 persist_config=False,
             )
-        except (kubernetes_config.ConfigException, OSError, ValueError) as error:
+        except (config.ConfigException, OSError, ValueError) as error:
             raise ClusterUnreachableError(
                 f"The kubeconfig {path} gives no cluster{f' for context {context!r}' if context else ''}: "
                 f"{sentence(error)}",
@@ -154,10 +164,12 @@ def _from_kubeconfig(context: str) -> _Way:
 
 
 def _from_inside(configuration: Any) -> _Way:
+    from kubernetes import config
+
     def load() -> None:
         try:
-            kubernetes_config.load_incluster_config(client_configuration=configuration)
-        except (kubernetes_config.ConfigException, OSError) as error:
+            config.load_incluster_config(client_configuration=configuration)
+        except (config.ConfigException, OSError) as error:
             raise ClusterUnreachableError(
                 f"This pod has no way to the API server of its cluster: {sentence(error)}",
                 next_step="Give the pod a service account and its token (automountServiceAccountToken), or name a "

@@ -20,7 +20,6 @@ from urllib.parse import quote, urlencode
 
 import urllib3
 import websocket
-from kubernetes.stream.ws_client import get_websocket_url, websocket_proxycare
 
 from streamway.errors import (
     ApiServerError,
@@ -165,6 +164,8 @@ class ClusterConnection:
         Raises:
             ClusterUnreachableError, ClusterPermissionError, ApiServerError: as `request`.
         """
+        from kubernetes.stream.ws_client import get_websocket_url
+
         url = get_websocket_url(self.address + path, query)
         headers = self._credentials()
         try:
@@ -181,6 +182,8 @@ class ClusterConnection:
             raise self._unreachable(error) from error
 
     def _dial(self, url: str, headers: dict[str, str], timeout_seconds: float) -> Any:
+        from kubernetes.stream.ws_client import websocket_proxycare
+
         configuration = self._client.configuration
         return websocket.create_connection(
             url,
