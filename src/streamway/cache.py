@@ -20,7 +20,7 @@ from google.api_core import exceptions as refusals
 from google.cloud import storage_control_v2 as api
 
 from streamway.cache_control import CacheControl, CacheIntent, ZoneCache, make_client, zone_in_location
-from streamway.errors import BucketNotFoundError, CacheError
+from streamway.errors import BucketNotFoundError, CacheError, SettingsError
 from streamway.storage.segments import Progress
 
 LEAST_TTL_SECONDS = 3600
@@ -395,8 +395,8 @@ def _disable(control: CacheControl, zone: str) -> ZoneCache:
         ) from error
 
 
-def check_request(*, zones: Sequence[str], ttl_seconds: int, wait_minutes: float = 0.0) -> None:
-    """Check what can be judged without asking Cloud Storage: names of zones, how long entries live, how long to wait.
+def check_request(*, zones: Sequence[str], ttl_seconds: int) -> None:
+    """Check what can be judged without asking Cloud Storage: names of zones, and how long entries live.
 
     Raises:
         CacheError: one of them cannot be.
@@ -407,16 +407,25 @@ def check_request(*, zones: Sequence[str], ttl_seconds: int, wait_minutes: float
             f"a ttl of {ttl_seconds / 3600:g} hours was asked for.",
             next_step="Ask for 1 to 168 hours; 24, a day, is Google's default.",
         )
-    if not 0 <= wait_minutes <= _MOST_WAIT_MINUTES:
-        raise CacheError(
-            f"cache_wait_minutes is {wait_minutes:g}; expected 0 to {_MOST_WAIT_MINUTES:g}, a day.",
-            next_step="Give it 90, because creating a cache takes up to an hour, or 0 to go on at once.",
-        )
     malformed = [zone for zone in zones if not _ZONE.fullmatch(zone)]
     if malformed:
         raise CacheError(
             f"{malformed[0]!r} is not the name of a zone; expected one such as us-central1-a.",
             next_step="Correct it in the configuration; `gcloud compute zones list` names all of them.",
+        )
+
+
+def check_wait_minutes(minutes: float) -> None:
+    """Check how long it is to be waited for caches, until they serve or until they are gone.
+
+    Raises:
+        SettingsError: that is no time to wait.
+    """
+    if not 0 <= minutes <= _MOST_WAIT_MINUTES:
+        raise SettingsError(
+            f"cache_wait_minutes is {minutes:g}; expected 0 to {_MOST_WAIT_MINUTES:g}, a day.",
+            next_step="Give it 90, because making or removing a cache takes Cloud Storage up to an hour, or 0 to go on "
+            "at once.",
         )
 
 

@@ -119,7 +119,8 @@ def _check_stages(form: Form) -> None:
 def _check_caches(form: Form) -> None:
     zones = [zone for zone in _texts("cache_zones", form.cache_zones) if zone != EVERY_ZONE]
     ttl_seconds = int(form.cache_ttl_hours * 3600)
-    cache.check_request(zones=zones, ttl_seconds=ttl_seconds, wait_minutes=form.cache_wait_minutes)
+    cache.check_request(zones=zones, ttl_seconds=ttl_seconds)
+    cache.check_wait_minutes(form.cache_wait_minutes)
     if form.cache_zones and storage.is_gs(form.release_root):
         bucket = storage.bucket_of(form.release_root)
         cache.check_zones(bucket=bucket, zones=resolve_zones(form.cache_zones, form.cluster))

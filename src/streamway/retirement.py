@@ -26,7 +26,6 @@ _RELEASE_PATH = re.compile(r"([A-Za-z0-9][\w.-]*/){1,2}[0-9a-f]{40}")
 _MANIFEST = re.compile(r"(?P<sha>[0-9a-f]{40})" + re.escape(MANIFEST_SUFFIX))
 _MOST_NAMED = 5
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
-_MOST_WAIT_MINUTES = 24 * 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ def plan_retirement(
     """
     _check_names(name, namespace, release_root)
     _check_asked(release_root, cache_zones, releases, delete_releases=delete_releases, older_releases=older_releases)
-    _check_wait(cache_wait_minutes)
+    cache.check_wait_minutes(cache_wait_minutes)
     zones = tuple(dict.fromkeys(resolve_zones(cache_zones, cluster)))
     if zones:
         cache.check_zones(bucket=storage.bucket_of(release_root), zones=zones)
@@ -176,7 +175,7 @@ def retire_cache(
         CacheError: they are not gone in time, or somebody has enabled one again; the others are disabled all the same.
         SettingsError: that is no time to wait.
     """
-    _check_wait(wait_minutes)
+    cache.check_wait_minutes(wait_minutes)
     bucket = storage.bucket_of(release_root) if zones else ""
     if zones:
         survey = _survey(cluster, namespace, release_root, despite_unseen=despite_unseen)
@@ -219,14 +218,6 @@ def _check_names(name: str, namespace: str, release_root: str) -> None:
     ):
         if not _NAME.fullmatch(value):
             raise SettingsError(f"{kind} is {value!r}, expected the name of {noun}.", next_step=next_step)
-
-
-def _check_wait(minutes: float) -> None:
-    if not 0 <= minutes <= _MOST_WAIT_MINUTES:
-        raise SettingsError(
-            f"cache_wait_minutes is {minutes:g}; expected 0 to {_MOST_WAIT_MINUTES:g}, a day.",
-            next_step="Give it 90: Cloud Storage takes about an hour. 0 waits for nothing.",
-        )
 
 
 def _check_asked(
