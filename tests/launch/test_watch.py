@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +236,95 @@ def test_a_claim_that_cannot_be_read_is_named(world: World) -> None:
     assert look.outcome == "failed"
     assert world.claim(sha) in look.error
     assert "Next: Delete it; the commit is taken up." in look.error
+
+
+class OverwritingProxy(BaseHTTPRequestHandler):
+    """Stands before the bucket; whoever has asked about a claim has it overwritten before it can be read."""
+
+    target = ""
+    overwritten = 0
+    at_most = 0
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, headers, answer = self._pass_on(self.command, self.path, body or None, dict(self.headers))
+        place, _, query = self.path.partition("?")
+        if status == 200 and self.command == "GET" and "main%2F" in place and "alt=media" not in query:
+            self._overwrite(place)
+        self.send_response(status)
+        for name in {"Content-Type", "X-Goog-Generation", "X-Goog-Hash", "Content-Range"} & set(headers):
+            self.send_header(name, headers[name])
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def do_DELETE(self) -> None:
+        self.do_GET()
+
+    def _overwrite(self, place: str) -> None:
+        kind = type(self)
+        if kind.overwritten == kind.at_most:
+            return
+        kind.overwritten += 1
+        _, _, data = self._pass_on("GET", f"{place}?alt=media", None, {})
+        bucket, _, name = place.partition("/b/")[2].partition("/o/")
+        upload = f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={name}"
+        assert self._pass_on("POST", upload, data, {"Content-Type": "application/json"})[0] == 200
+
+    def _pass_on(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, dict[str, str], bytes]:
+        request = urllib.request.Request(self.target + path, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read()
+
+
+@pytest.fixture
+def overwriting(world: World, parts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[OverwritingProxy]]:
+    class Handler(OverwritingProxy):
+        target = parts["bucket"].url
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+    yield Handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(3, "taken"), (1000, "failed")])
+def test_a_claim_that_is_written_while_it_is_read_is_read_again_but_not_for_ever(
+    world: World, overwriting: type[OverwritingProxy], times: int, outcome: str
+) -> None:
+    sha = world.push()
+
+    def die(*_: Any) -> RunStatus:
+        raise DiedError
+
+    with pytest.raises(DiedError):
+        Watcher(state_root=world.root, start=die).look(world.model)
+    overwriting.at_most = times
+
+    look = world.watcher().look(world.model)
+
+    assert look.outcome == outcome
+    assert 3 <= overwriting.overwritten < 100
+    told = f"{world.claim(sha)} is written to all the time. Next: Look who does; one watcher is enough."
+    assert look.error == (told if outcome == "failed" else "")
+    assert world.runs() == []
 
 
 def test_models_are_looked_at_in_turn_and_failing_ones_less_often(world: World) -> None:
