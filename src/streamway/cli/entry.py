@@ -11,6 +11,7 @@ import click
 from streamway.cli import output
 from streamway.cli.lazy import LazyGroup
 from streamway.errors import StreamwayError
+from streamway.interrupts import terminated_like_interrupt
 
 INTERRUPTED = 130
 
@@ -57,7 +58,8 @@ for _name, _source, _summary in (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened; see streamway.errors for the codes."""
     try:
-        sys.exit(cli.main(arguments, prog_name="streamway", standalone_mode=False) or 0)
+        with terminated_like_interrupt():
+            sys.exit(cli.main(arguments, prog_name="streamway", standalone_mode=False) or 0)
     except StreamwayError as error:
         output.show_error(error.problem, error.next_step)
         sys.exit(error.exit_code)

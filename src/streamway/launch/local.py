@@ -12,13 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamway.interrupts import terminated_like_interrupt
 from streamway.report.journal import FAILED, LINE_PREFIX, STARTED, SUCCEEDED
 
 STEP_LINE = re.compile(rf"^\s*{LINE_PREFIX} (?P<step>\w+) \| (?P<text>.*)$")
@@ -124,27 +124,11 @@ def _worker(command: list[str], environment: Mapping[str, str]) -> Iterator[subp
         errors="replace",
         start_new_session=True,
     )
-    with _terminated_like_interrupt():
+    with terminated_like_interrupt():
         try:
             yield process
         finally:
             _stop_group(process)
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupt() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stop_group(process: subprocess.Popen[str]) -> None:

@@ -9,17 +9,16 @@ import contextlib
 import dataclasses
 import json
 import logging
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any, Self
 
 from streamway import storage
 from streamway.errors import StreamwayError
+from streamway.interrupts import terminated_like_interrupt
 
 STEPS = ("pull_model", "convert_weights", "upload_model", "enable_cache", "deploy_server", "smoke_test")
 """The six steps of serving a model."""
@@ -263,7 +262,7 @@ def step(name: str, run_uri: str) -> Iterator[Step]:
     """
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     running = Step(name)
-    with _narration(name), _termination_as_interrupt():
+    with _narration(name), terminated_like_interrupt():
         began = time.monotonic()
         logger.info("%s", STARTED)
         # Should the worker be killed, this is all that the step leaves.
@@ -363,20 +362,3 @@ def _narration(name: str) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.level, root.propagate = before
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let a cancelled task (SIGTERM) unwind like Ctrl-C, so that what it holds is given back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

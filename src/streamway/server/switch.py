@@ -228,10 +228,7 @@ def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old
         _changed, rollout = _run_new(connection, endpoint, plan)
         service, proof = _prove(connection, endpoint, plan)
     except KeyboardInterrupt:
-        # Whoever stops a run does not wait for the old revision to be ready.
-        logger.warning("stopped: %s", _withdrawal(connection, endpoint, plan.revision))
-        scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
-        logger.warning("revision %s was asked to serve again", old.name)
+        _give_way(connection, endpoint, plan.revision, old)
         raise
     except StreamwayError as error:
         outcome = return_to(connection, endpoint, plan.revision, old, plan.patience)
@@ -246,9 +243,13 @@ def return_to(
     connection: ClusterConnection, endpoint: Endpoint, revision: str, old: Revision, patience: Patience
 ) -> str:
     """Withdraw a revision, have the old one run again, and say how that went."""
-    logger.warning("returning to revision %s", old.name)
-    withdrawn = _withdrawal(connection, endpoint, revision)
-    _await_gpus(connection, endpoint, revision)
+    try:
+        logger.warning("returning to revision %s", old.name)
+        withdrawn = _withdrawal(connection, endpoint, revision)
+        _await_gpus(connection, endpoint, revision)
+    except KeyboardInterrupt:
+        _give_way(connection, endpoint, revision, old)
+        raise
     # Whatever it was when we began, it has been stopped since.
     scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
     try:
@@ -263,6 +264,13 @@ def return_to(
     except StreamwayError as error:
         return f"Revision {old.name} was asked to return and is not ready either: {error.problem}"
     return f"Revision {old.name} serves again; {withdrawn}."
+
+
+def _give_way(connection: ClusterConnection, endpoint: Endpoint, revision: str, old: Revision) -> None:
+    """Withdraw a revision and ask the old one to serve; whoever stops a run does not wait for it to be ready."""
+    logger.warning("stopped: %s", _withdrawal(connection, endpoint, revision))
+    scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
+    logger.warning("revision %s was asked to serve again", old.name)
 
 
 def withdraw(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> None:
