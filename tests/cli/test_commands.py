@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,17 @@ def test_every_command_is_in_the_readme(path: tuple[str, ...]) -> None:
     readme = (ROOT / "README.md").read_text()
     assert f"`streamway {path[0]}" in readme
     assert f"`{path[-1]}`" in readme or f"`streamway {' '.join(path)}" in readme
+
+
+@pytest.mark.parametrize("name", [path[0] for path in COMMANDS if len(path) == 1])
+def test_what_the_readme_says_is_to_be_typed_is_what_the_command_takes(name: str) -> None:
+    command = loaded(cli, name)
+    taken = command.collect_usage_pieces(click.Context(command))[1:]
+    required = [option.opts[0] for option in command.params if isinstance(option, click.Option) and option.required]
+    (row,) = re.findall(rf"^\| `streamway {name}\b *([^`]*)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    arguments, *options = row.split(" --")
+    assert arguments.split() == taken
+    assert [f"--{option.split()[0]}" for option in options] == required
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
