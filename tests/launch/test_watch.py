@@ -161,14 +161,19 @@ class DiedError(BaseException):
     """Ends a watcher where a kill would."""
 
 
-def test_a_watcher_that_died_before_it_started_anything_is_replaced(world: World) -> None:
-    sha = world.push()
+def leave_claim(world: World) -> None:
+    """Have a watcher claim the newest commit, and die before it starts the run."""
 
     def die(*_: Any) -> RunStatus:
         raise DiedError
 
     with pytest.raises(DiedError):
         Watcher(state_root=world.root, start=die).look(world.model)
+
+
+def test_a_watcher_that_died_before_it_started_anything_is_replaced(world: World) -> None:
+    sha = world.push()
+    leave_claim(world)
     assert world.watcher().look(world.model).outcome == "taken"
     grow_old(world.claim(sha))
     assert world.watcher().look(world.model).outcome == "started"
@@ -238,11 +243,12 @@ def test_a_claim_that_cannot_be_read_is_named(world: World) -> None:
     assert "Next: Delete it; the commit is taken up." in look.error
 
 
-class OverwritingProxy(BaseHTTPRequestHandler):
-    """Stands before the bucket; whoever has asked about a claim has it overwritten before it can be read."""
+class MeddlingProxy(BaseHTTPRequestHandler):
+    """Stands before the bucket; whoever has asked about a claim has it overwritten, or deleted, before it is read."""
 
     target = ""
-    overwritten = 0
+    deletes = False
+    meddled = 0
     at_most = 0
 
     def log_message(self, *_arguments: Any) -> None:
@@ -253,7 +259,7 @@ class OverwritingProxy(BaseHTTPRequestHandler):
         status, headers, answer = self._pass_on(self.command, self.path, body or None, dict(self.headers))
         place, _, query = self.path.partition("?")
         if status == 200 and self.command == "GET" and "main%2F" in place and "alt=media" not in query:
-            self._overwrite(place)
+            self._meddle(place)
         self.send_response(status)
         for name in {"Content-Type", "X-Goog-Generation", "X-Goog-Hash", "Content-Range"} & set(headers):
             self.send_header(name, headers[name])
@@ -270,11 +276,14 @@ class OverwritingProxy(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         self.do_GET()
 
-    def _overwrite(self, place: str) -> None:
+    def _meddle(self, place: str) -> None:
         kind = type(self)
-        if kind.overwritten == kind.at_most:
+        if kind.meddled == kind.at_most:
             return
-        kind.overwritten += 1
+        kind.meddled += 1
+        if kind.deletes:
+            assert self._pass_on("DELETE", place, None, {})[0] < 300
+            return
         _, _, data = self._pass_on("GET", f"{place}?alt=media", None, {})
         bucket, _, name = place.partition("/b/")[2].partition("/o/")
         upload = f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={name}"
@@ -292,8 +301,8 @@ class OverwritingProxy(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def overwriting(world: World, parts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[OverwritingProxy]]:
-    class Handler(OverwritingProxy):
+def meddling(world: World, parts: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[MeddlingProxy]]:
+    class Handler(MeddlingProxy):
         target = parts["bucket"].url
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -307,24 +316,31 @@ def overwriting(world: World, parts: Any, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.mark.parametrize(("times", "outcome"), [(3, "taken"), (1000, "failed")])
 def test_a_claim_that_is_written_while_it_is_read_is_read_again_but_not_for_ever(
-    world: World, overwriting: type[OverwritingProxy], times: int, outcome: str
+    world: World, meddling: type[MeddlingProxy], times: int, outcome: str
 ) -> None:
     sha = world.push()
-
-    def die(*_: Any) -> RunStatus:
-        raise DiedError
-
-    with pytest.raises(DiedError):
-        Watcher(state_root=world.root, start=die).look(world.model)
-    overwriting.at_most = times
+    leave_claim(world)
+    meddling.at_most = times
 
     look = world.watcher().look(world.model)
 
     assert look.outcome == outcome
-    assert 3 <= overwriting.overwritten < 100
+    assert 3 <= meddling.meddled < 100
     told = f"{world.claim(sha)} is written to all the time. Next: Look who does; one watcher is enough."
     assert look.error == (told if outcome == "failed" else "")
     assert world.runs() == []
+
+
+def test_a_claim_that_is_taken_back_while_it_is_read_leaves_the_commit_to_who_reads(
+    world: World, meddling: type[MeddlingProxy]
+) -> None:
+    world.push()
+    leave_claim(world)
+    meddling.deletes, meddling.at_most = True, 1
+
+    assert world.watcher().look(world.model).outcome == "started"
+    assert meddling.meddled == 1
+    assert len(world.runs()) == 1
 
 
 def test_models_are_looked_at_in_turn_and_failing_ones_less_often(world: World) -> None:

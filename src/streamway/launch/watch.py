@@ -7,7 +7,6 @@ from the commit, so a claim that changes hands still starts one run. A branch th
 followed too.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from streamway import storage
-from streamway.errors import AlreadyThereError, LaunchError, SourceChangedError, StreamwayError
+from streamway.errors import AlreadyThereError, LaunchError, SourceChangedError, StorageError, StreamwayError
 from streamway.hub.newest import Newest, find_newest
 from streamway.launch.service import PipelineService, RunRequest, RunStatus
 
@@ -280,10 +279,16 @@ def _read_claim(uri: str) -> tuple[_Claim | None, int]:
         if not storage.exists(uri):
             return None, 0
         # Another watcher may write, or take back, its claim at this very moment.
-        with contextlib.suppress(SourceChangedError):
+        try:
             reader = storage.open_reader(uri)
             text = reader.read(0, min(reader.size_bytes, _MAX_RECORD_BYTES))
-            return _parse_claim(text, uri), int(reader.version) if storage.is_gs(uri) else -1
+        except SourceChangedError:
+            continue
+        except StorageError:
+            if storage.exists(uri):
+                raise
+            return None, 0
+        return _parse_claim(text, uri), int(reader.version) if storage.is_gs(uri) else -1
     raise LaunchError(f"{uri} is written to all the time.", next_step="Look who does; one watcher is enough.")
 
 
