@@ -74,3 +74,21 @@ def test_an_endpoint_is_told_even_where_nobody_answers_for_its_caches(endpoint: 
     told = json.loads(done.stdout)
     assert (told["revisions"][0]["role"], told["caches"], len(told["kits"])) == ("active", [], 2)
     assert "caches of gs://kits cannot be told" in done.stderr
+
+
+def test_an_earlier_revision_is_told_as_such_and_must_answer_before_it_serves_again(house: Any, parts: Any) -> None:
+    first = house.serve()
+    second = house.serve(engine_arguments=["--enforce-eager"])
+    third = house.serve(engine_arguments=["--dtype=float16"])
+    place = ("tiny", "--namespace", house.namespace)
+
+    before = streamway(parts, "status", *place).stdout
+    rolled_back = streamway(parts, "rollback", *place, "--revision", first.revision, "--json")
+
+    (line,) = [line for line in before.splitlines() if first.revision in line]
+    assert line.split()[0] == "earlier"
+    assert line.endswith("; served earlier, no longer kept: the next rollout removes it")
+    told = json.loads(rolled_back.stdout)
+    assert told["last_smoke_test"].startswith("passed")
+    roles = [(row["name"], row["role"]) for row in told["revisions"]]
+    assert roles == [(first.revision, "active"), (third.revision, "previous"), (second.revision, "earlier")]

@@ -74,9 +74,9 @@ def rollback(name: str, namespace: str, cluster: str, revision: str, as_json: bo
 
 
 def _prover(name: str, namespace: str, cluster: str, revision: str) -> server.Verify | None:
-    """What proves a revision that is not known to have served; None where it has, or where there is none."""
+    """What proves a revision whose proof is not known any more, or never was; None where it is, or there is none."""
     found = server.read_status(name=name, namespace=namespace, cluster=cluster)
-    unproved = [row for row in found.revisions if row.name == revision and row.role in ("candidate", "stray")]
+    unproved = [row for row in found.revisions if row.name == revision and row.role not in ("active", "previous")]
     if not unproved:
         return None
     return gate.prover(
@@ -112,6 +112,12 @@ def _cache_words(one: ZoneCache) -> str:
     return ", ".join(words + ([f"since {one.since}"] if one.since else []))
 
 
+_FATES = {
+    "earlier": "; served earlier, no longer kept: the next rollout removes it",
+    "stray": "; never served, left by an interrupted run: the next rollout removes it",
+}
+
+
 def _status_lines(found: server.EndpointStatus) -> list[str]:
     silent = found.active and not any(row.ready for row in found.revisions if row.name == found.active)
     lines = [
@@ -124,6 +130,6 @@ def _status_lines(found: server.EndpointStatus) -> list[str]:
         lines.append(f"Kept      {found.previous} runs on until {found.keep_previous_until}")
     return lines + [
         f"  {revision.role:10} {revision.name:16} {revision.model_id} at {revision.commit_sha[:12]}, "
-        f"{_pod_words(revision)}, {revision.image}, made {revision.created}"
+        f"{_pod_words(revision)}, {revision.image}, made {revision.created}{_FATES.get(revision.role, '')}"
         for revision in found.revisions
     ]

@@ -31,6 +31,7 @@ logger = logging.getLogger("streamway.server")
 
 ACTIVE_SINCE = "streamway/active-since"
 PREVIOUS = "streamway/previous-revision"
+EARLIER = "streamway/earlier-revisions"
 KEEP_UNTIL = "streamway/keep-previous-until"
 PROOF = "streamway/last-smoke-test"
 TESTED_AT = "streamway/last-smoke-test-at"
@@ -135,6 +136,11 @@ class Endpoint:
         return self.annotations.get(PREVIOUS, "")
 
     @property
+    def earlier(self) -> frozenset[str]:
+        """Names of the revisions that are there and have served, before the previous one did."""
+        return frozenset(self.annotations.get(EARLIER, "").split(",")) & self.revisions.keys()
+
+    @property
     def figures(self) -> dict[str, float]:
         """What the last smoke test measured."""
         try:
@@ -185,6 +191,7 @@ def point_service(
         annotations = {
             ACTIVE_SINCE: time_text(),
             PREVIOUS: endpoint.active,
+            EARLIER: ",".join(sorted(earlier_after_move(endpoint, revision))),
             KEEP_UNTIL: keep_until,
             **_proofs_after_move(annotations, back=revision == endpoint.previous),
         }
@@ -199,6 +206,12 @@ def point_service(
     if applied.action != "unchanged":
         logger.info("Service %s now selects revision %s", endpoint.name, revision)
     return applied.action != "unchanged"
+
+
+def earlier_after_move(endpoint: Endpoint, revision: str) -> frozenset[str]:
+    """Names of the revisions that will have served earlier than the previous one, once a revision serves."""
+    served = endpoint.earlier | ({endpoint.previous} & endpoint.revisions.keys())
+    return served - {revision, endpoint.active}
 
 
 def _proofs_after_move(annotations: Mapping[str, str], *, back: bool) -> dict[str, str]:

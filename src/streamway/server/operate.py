@@ -43,7 +43,8 @@ class RevisionStatus:
 
     Args:
         name: Its short name.
-        role: `active`, `previous`, `candidate`, or `stray` for one that an interrupted run left.
+        role: `active`, `previous`, `candidate`, `earlier` for one that served before the previous one, or `stray` for
+            one that never served and that an interrupted run left; the next rollout removes these two.
         model_id: Hugging Face id of its model.
         served_model_name: The model's name in the API.
         commit_sha: The commit it serves.
@@ -379,7 +380,7 @@ def _status(endpoint: Endpoint) -> EndpointStatus:
     annotations = endpoint.annotations
     kept = endpoint.revisions.get(endpoint.previous)
     rows = [_revision_status(endpoint, revision) for revision in endpoint.revisions.values()]
-    order = ("active", "candidate", "previous", "stray")
+    order = ("active", "candidate", "previous", "earlier", "stray")
     return EndpointStatus(
         name=endpoint.name,
         namespace=endpoint.namespace,
@@ -415,4 +416,6 @@ def _role(endpoint: Endpoint, revision: Revision) -> str:
         return "active"
     if revision.name == endpoint.previous:
         return "previous"
-    return "candidate" if revision.replicas else "stray"
+    if revision.replicas:
+        return "candidate"
+    return "earlier" if revision.name in endpoint.earlier else "stray"

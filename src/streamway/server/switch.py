@@ -19,6 +19,7 @@ from streamway.server.endpoint import (
     Revision,
     await_no_pods,
     close_candidate,
+    earlier_after_move,
     open_candidate,
     point_service,
     remove_revision,
@@ -178,9 +179,19 @@ def promote(
         connection, endpoint, plan.revision, force=plan.force, keep_until=keep_until, proof=proof, figures=figures
     )
     close_candidate(connection, endpoint, plan.revision)
+    if endpoint.active != plan.revision:
+        _stop_earlier(connection, endpoint, plan.revision)
     if old is not None and plan.strategy != "blue_green" and old.replicas:
         scale(connection, endpoint.namespace, old.deployment_name, 0)
     return changed
+
+
+def _stop_earlier(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> None:
+    """Stop what was kept for going back to, where going back leads to another revision now."""
+    for name in sorted(earlier_after_move(endpoint, revision)):
+        if endpoint.revisions[name].replicas:
+            logger.info("revision %s was kept for going back to, which is %s now; stopping it", name, endpoint.active)
+            scale(connection, endpoint.namespace, endpoint.revisions[name].deployment_name, 0)
 
 
 def settle_previous(connection: ClusterConnection, endpoint: Endpoint, *, wanted: str = "") -> None:
@@ -390,10 +401,12 @@ def _prove(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> tup
 
 
 def _remove_strays(connection: ClusterConnection, endpoint: Endpoint, wanted: str) -> None:
-    """Remove what an interrupted run left: revisions that neither serve, served last, nor are wanted now."""
+    """Remove revisions that neither serve, served last, nor are wanted now."""
     for name in endpoint.revisions:
         if name not in {endpoint.active, endpoint.previous, wanted}:
-            logger.info("removing revision %s, which an earlier run left unfinished", name)
+            served = name in endpoint.earlier
+            why = f"served before {endpoint.previous}" if served else "an earlier run left unfinished"
+            logger.info("removing revision %s, which %s", name, why)
             remove_revision(connection, endpoint, name)
             _await_gpus(connection, endpoint, name)
 
