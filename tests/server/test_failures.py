@@ -69,7 +69,41 @@ def test_a_zone_without_nodes_is_told_in_the_schedulers_words(deploy: Deploy) ->
 def test_more_gpus_than_a_node_has_are_told(deploy: Deploy) -> None:
     error = failing(deploy, gpu_count=8)
 
+    assert error.reason == "unschedulable"
     assert "Insufficient nvidia.com/gpu" in error.problem
+    assert "The autoscaler will not add one: pod didn't trigger scale-up: " in error.problem
+
+
+def test_a_node_that_is_being_added_is_waited_for_and_told(
+    deploy: Deploy, connection: ClusterConnection, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="streamway.server")
+    words = "pod triggered scale-up: [{gpu-pool 0->1 (max: 3)}]"
+    with ThreadPoolExecutor(1) as pool:
+        rollout = pool.submit(failing, deploy, gpu_count=8, unschedulable_seconds=2, timeout_seconds=5)
+        said_of_pod(connection, namespace, "TriggeredScaleUp", words)
+        error = rollout.result(60)
+
+    # Without that event it would have ended when no node was found.
+    assert "was not ready within 5 s" in error.problem
+    assert f"A node is being added for the pod: {words}" in caplog.text
+
+
+def test_a_quota_of_the_project_ends_the_wait_in_the_autoscalers_words(
+    deploy: Deploy, connection: ClusterConnection, namespace: str
+) -> None:
+    words = (
+        "Node scale up in zones us-central1-a associated with this pod failed: GCE quota exceeded. "
+        "Pod is at risk of not being scheduled."
+    )
+    with ThreadPoolExecutor(1) as pool:
+        rollout = pool.submit(failing, deploy, gpu_count=8, unschedulable_seconds=60)
+        said_of_pod(connection, namespace, "FailedScaleUp", words)
+        error = rollout.result(60)
+
+    assert error.reason == "quota"
+    assert f"the autoscaler cannot add one: {words}" in error.problem
+    assert "Ask for more GPU quota in this region" in error.next_step
 
 
 def test_memory_beyond_the_limit_is_told_with_the_limit(deploy: Deploy) -> None:
@@ -121,8 +155,7 @@ def test_a_volume_that_cannot_be_mounted_is_told_in_the_nodes_words(
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
         environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         rollout = pool.submit(failing, deploy, check_release=True, environment=environment)
-        pod = await_pod(connection, namespace)
-        connection.request("POST", f"/api/v1/namespaces/{namespace}/events", body=failed_mount(pod, words))
+        said_of_pod(connection, namespace, "FailedMount", words)
         error = rollout.result(60)
 
     assert error.reason == "mount"
@@ -137,17 +170,20 @@ def await_pod(connection: ClusterConnection, namespace: str) -> dict[str, Any]:
     return dict(pods[0])
 
 
-def failed_mount(pod: dict[str, Any], words: str) -> dict[str, Any]:
+def said_of_pod(connection: ClusterConnection, namespace: str, reason: str, words: str) -> None:
+    """Say something of the pod that is coming, as the node or the autoscaler would."""
+    pod = await_pod(connection, namespace)
     names = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
-    return {
+    event = {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": "a-mount", "namespace": names["namespace"]},
+        "metadata": {"name": "told", "namespace": namespace},
         "involvedObject": {"apiVersion": "v1", "kind": "Pod", **names},
-        "reason": "FailedMount",
+        "reason": reason,
         "message": words,
-        "type": "Warning",
+        "type": "Normal" if reason == "TriggeredScaleUp" else "Warning",
     }
+    connection.request("POST", f"/api/v1/namespaces/{namespace}/events", body=event)
 
 
 def test_an_admission_webhook_that_refuses_is_quoted(deploy: Deploy, cluster: Any, namespace: str) -> None:
