@@ -333,6 +333,21 @@ def test_every_version_knows_what_it_is_told_by_us(spec: Spec, version: str) -> 
     assert flags and flags <= known_flags(read_image(f"vllm/vllm-openai:v{version}").version)
 
 
+@pytest.mark.parametrize(
+    ("version", "known"), [("0.14.1", True), ("0.15.1", True), ("0.16.0", True), ("0.17.0", False)]
+)
+def test_an_option_that_is_gone_is_refused_only_where_it_is_gone(spec: Spec, version: str, known: bool) -> None:
+    def render_it() -> dict[str, Any]:
+        asked = spec(image=f"vllm/vllm-openai:v{version}", engine_arguments=["--disable-log-requests"])
+        return container(asked)
+
+    if known:
+        assert "--disable-log-requests" in render_it()["args"]
+        return
+    with pytest.raises(SettingsError, match="was removed from vLLM"):
+        render_it()
+
+
 def test_options_of_other_versions_are_theirs_to_judge(spec: Spec) -> None:
     of_tomorrow = spec(image="vllm/vllm-openai:v0.40.0", engine_arguments=["--an-option-of-tomorrow"])
 

@@ -115,7 +115,7 @@ def check_arguments(arguments: Sequence[str], image: Image) -> None:
             raise SettingsError(f"engine_arguments has {argument!r}, expected a text.", next_step="Put it in quotes.")
         flag = argument.partition("=")[0].replace("_", "-") if argument.startswith("-") else ""
         for table, what in ((_GONE, "is refused"), (_OURS, "is not yours to set")):
-            if flag in table:
+            if flag in table and not (table is _GONE and _is_still_in(image, flag)):
                 raise SettingsError(
                     f"engine_arguments has {argument!r}, which {what}: {table[flag]}.",
                     next_step=f"Remove {flag} from engine_arguments.",
@@ -128,6 +128,12 @@ def check_arguments(arguments: Sequence[str], image: Image) -> None:
             )
         if flag.startswith("--") and image.engine == "vllm" and image.version is not None:
             _check_known(argument, flag, image.version)
+
+
+def _is_still_in(image: Image, flag: str) -> bool:
+    """Whether the image's version is one of those that had an option, or lies between them."""
+    having = vllm_flags.versions_with(flag)
+    return bool(having) and image.version is not None and having[0] <= image.version <= having[-1]
 
 
 def _check_known(argument: str, flag: str, version: tuple[int, int, int]) -> None:
