@@ -199,6 +199,37 @@ def test_a_webhooks_refusal_is_told_apart_from_a_missing_right(server: Server, k
     assert words in caught.value.problem
 
 
+@pytest.mark.parametrize(("status", "reason"), [(403, "Forbidden"), (422, "Invalid")])
+def test_a_policys_refusal_is_told_apart_from_a_missing_right(
+    server: Server, kubeconfig: Path, status: int, reason: str
+) -> None:
+    words = (
+        "deployments.apps \"tiny\" is forbidden: ValidatingAdmissionPolicy 'gpus.example.com' with binding 'gpus' "
+        "denied request: GPUs are for the day"
+    )
+    server.answers["/x"] = [(status, {"kind": "Status", "message": words, "reason": reason})]
+
+    with pytest.raises(ClusterPermissionError) as caught:
+        connect().request("POST", "/x", body={})
+
+    assert "An admission rule" in caught.value.problem
+    assert words in caught.value.problem
+    assert "ask the rule's owner" in caught.value.next_step
+
+
+def test_a_missing_right_about_webhooks_is_a_missing_right(server: Server, kubeconfig: Path) -> None:
+    words = (
+        'validatingwebhookconfigurations.admissionregistration.k8s.io is forbidden: User "me" cannot list resource '
+        '"validatingwebhookconfigurations" in API group "admissionregistration.k8s.io" at the cluster scope'
+    )
+    server.answers["/x"] = [(403, {"kind": "Status", "message": words, "reason": "Forbidden"})]
+
+    with pytest.raises(ClusterPermissionError) as caught:
+        connect().get("/x")
+
+    assert "--verb=list --resource=validatingwebhookconfigurations.admissionregistration" in caught.value.next_step
+
+
 def test_an_object_that_is_not_there_is_none(server: Server, kubeconfig: Path) -> None:
     assert connect().find("/nowhere") is None
 

@@ -295,14 +295,14 @@ class ClusterConnection:
                 next_step="Sign in again (gcloud auth application-default login), or name another kubeconfig in "
                 "KUBECONFIG.",
             )
-        if status == 403 and found.get("reason", "Forbidden") == "Forbidden" and "webhook" not in message:
-            return ClusterPermissionError(
-                f"{self.name} refuses {method} {path.partition('?')[0]}: {message}", next_step=_grant(message)
-            )
         if "admission webhook" in message or "ValidatingAdmissionPolicy" in message:
             return ClusterPermissionError(
                 f"An admission rule of {self.name} refuses {method} {path.partition('?')[0]}: {message}",
                 next_step="Change the setting that the rule names, or ask the rule's owner for an exception.",
+            )
+        if status == 403 and found.get("reason", "Forbidden") == "Forbidden":
+            return ClusterPermissionError(
+                f"{self.name} refuses {method} {path.partition('?')[0]}: {message}", next_step=_grant(message)
             )
         return ApiServerError(
             f"{self.name} answered {method} {path.partition('?')[0]} with {status} "
