@@ -56,7 +56,8 @@ def smoke_test(
         The report of a test that passed.
 
     Raises:
-        WrongAnswerError: an answer was wrong; carries the report, and says what serves now.
+        WrongAnswerError: an answer was wrong; carries the report, and says what serves now. A revision that serves
+            and has passed before is left where it is.
         SmokeTestError: the revision could not be asked; says what serves now.
         ClusterError: the cluster refuses, or another run is changing the endpoint; then nothing was touched.
     """
@@ -65,17 +66,20 @@ def smoke_test(
         endpoint = _Held(name=name, namespace=namespace, revision=revision, cluster=cluster, holding=holding)
         before = server.read_status(name=name, namespace=namespace, cluster=cluster)
         _check_is_there(before, revision)
+        serves = before.active == revision
+        has_passed = serves and bool(before.last_smoke_test)
         try:
             verdict = smoke.smoke_test(
                 commit_sha=commit_sha,
                 # Where it serves already, this step has been here before, or another run for the same.
-                service=name if before.active == revision else service,
+                service=name if serves else service,
                 port=port,
                 served_model_name=served_model_name,
                 cluster=cluster,
                 namespace=namespace,
                 questions=smoke.parse_questions(questions),
-                previous_metrics=before.last_figures,
+                # The figures of a revision that serves are its own, and noise is no regression.
+                previous_metrics={} if serves else before.last_figures,
                 allowed_regression=allowed_regression,
                 chat_required=chat_required,
                 min_context_tokens=min_context_length,
@@ -84,14 +88,15 @@ def smoke_test(
         except StreamwayError as error:
             if isinstance(error, smoke.WrongAnswerError) and (suspicion := endpoint.suspect_kit()):
                 error.add_outcome(suspicion)
-            error.add_outcome(endpoint.reject())
+            # What has proved itself is not taken down because it is asked again, or asked something else.
+            error.add_outcome(endpoint.say_how_to_go_back(before) if has_passed else endpoint.reject())
             raise
         except KeyboardInterrupt:
             # A cancelled task, or Ctrl-C; where the revision took the GPU of the one before, nothing serves now.
             logger.warning("stopped: %s", endpoint.abandon())
             raise
         # A revision that serves and has passed before is left as it is: a rerun changes nothing in the cluster.
-        if before.active != revision or not before.last_smoke_test:
+        if not has_passed:
             endpoint.promote(verdict)
         warm_start.keep_kit(name=name, namespace=namespace, revision=revision, cluster=cluster)
     return verdict
@@ -186,6 +191,13 @@ class _Held:
             )
         except StreamwayError as error:
             return f"it could not be withdrawn: {error.problem}"
+
+    def say_how_to_go_back(self, status: server.EndpointStatus) -> str:
+        serves = f"Revision {self.revision} serves on: it passed at {status.tested_at}, and only a rollout replaces it."
+        if not status.previous:
+            return serves
+        command = f"streamway rollback {self.name} --namespace {self.namespace}"
+        return f"{serves} To go back to revision {status.previous}: {command}."
 
     def reject(self) -> str:
         try:

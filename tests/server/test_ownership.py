@@ -14,7 +14,7 @@ import pytest
 
 from streamway import gate
 from streamway.cluster import ClusterConnection
-from streamway.errors import ClusterError, SmokeTestError, WrongAnswerError
+from streamway.errors import ApiServerError, ClusterError, SmokeTestError, WrongAnswerError
 from streamway.server import DeployedServer, read_status
 from streamway.server.lease import CLAIM_SECONDS, hold_endpoint
 
@@ -39,7 +39,7 @@ os.kill(os.getpid(), 9)
 def prove(namespace: str) -> Callable[..., Any]:
     """Proves what was deployed, as the next step of a run."""
 
-    def run(deployed: DeployedServer, run: str, expect: str = "Paris") -> Any:
+    def run(deployed: DeployedServer, run: str, expect: str = "Paris", allowed_regression: float = 0.0) -> Any:
         return gate.smoke_test(
             name="tiny",
             namespace=namespace,
@@ -50,6 +50,7 @@ def prove(namespace: str) -> Callable[..., Any]:
             commit_sha=deployed.commit_sha,
             run=run,
             questions=[{"prompt": "What is the capital of France?", "expect": expect}],
+            allowed_regression=allowed_regression,
         )
 
     return run
@@ -313,6 +314,58 @@ def test_a_verdict_that_is_asked_for_again_leaves_what_serves(
 
     assert read_status(name="tiny", namespace=namespace) == version
     assert (version.active, version.previous) == (first.revision, before.revision)
+
+
+def test_another_verdict_on_what_serves_never_takes_it_down(
+    deploy: Deploy, prove: Callable[..., Any], namespace: str
+) -> None:
+    before = deploy()
+    first = deploy(**NEW, hold=True, run=FIRST, strategy="recreate")
+    prove(first, FIRST)
+    version = read_status(name="tiny", namespace=namespace)
+
+    with pytest.raises(WrongAnswerError) as caught:
+        prove(first, SECOND, expect="Rome")
+
+    assert f"Revision {first.revision} serves on: it passed at {version.tested_at}" in caught.value.problem
+    assert f"streamway rollback tiny --namespace {namespace}" in caught.value.problem
+    assert before.revision in caught.value.problem
+    assert read_status(name="tiny", namespace=namespace) == version
+
+
+def test_what_serves_is_not_compared_with_its_own_figures(
+    deploy: Deploy, prove: Callable[..., Any], namespace: str
+) -> None:
+    first = deploy(hold=True, run=FIRST)
+    prove(first, FIRST)
+    again = prove(first, SECOND, allowed_regression=1e-9)
+    assert not [check for check in again.checks if "worse than before" in check.name]
+    assert read_status(name="tiny", namespace=namespace).active == first.revision
+
+
+def test_a_lease_that_is_newer_than_its_holder_knows_is_still_held(
+    connection: ClusterConnection, namespace: str, deploy: Deploy, lease: Callable[[], Any]
+) -> None:
+    """As after a renewal that took effect, whose answer was lost."""
+    deploy()
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/tiny-deploy"
+
+    def renew_behind_its_back() -> Any:
+        now = lease()
+        now["metadata"]["annotations"] = {"example.com/noted": "meanwhile"}
+        try:
+            return connection.request("PUT", path, body=now)
+        except ApiServerError:  # it was renewed just now
+            return None
+
+    with hold_endpoint(connection, namespace, "tiny") as holding:
+        newer = lease()
+        until(renew_behind_its_back)
+        until(lambda: lease()["spec"]["renewTime"] > newer["spec"]["renewTime"])
+        newer = lease()
+        until(lambda: lease()["spec"]["renewTime"] > newer["spec"]["renewTime"])
+        holding.check()
+    assert lease() is None
 
 
 def test_a_verdict_on_a_revision_that_another_run_has_rejected_touches_nothing(

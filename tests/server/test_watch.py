@@ -215,6 +215,18 @@ def test_silence_lasts_from_the_first_loss_until_the_next_answer(script: Script,
         assert view.silent_seconds == 0.0
 
 
+def test_a_watch_that_was_made_again_and_has_nothing_to_tell_is_no_silence(
+    script: Script, connection: ClusterConnection
+) -> None:
+    script.listed(version=5)
+    script.watches += [["cut"], "hold"]
+
+    with LiveView(connection, {"pods": Source(path=PODS)}) as view:
+        view.wait(0, timeout_seconds=10)
+        await_that(lambda: len(script.asked) >= 3)
+        await_that(lambda: view.silent_seconds == 0.0)
+
+
 def test_a_log_is_followed_and_read_again_after_a_restart(script: Script, connection: ClusterConnection) -> None:
     script.watches += [["one", "two"], ["three"]]
     lines: list[str | None] = []

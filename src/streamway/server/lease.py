@@ -105,12 +105,24 @@ class Holding:
             try:
                 self._lease = self._connection.request("PUT", _path(lease), body=lease, timeout_seconds=_RENEW_SECONDS)
             except ApiServerError as error:
-                if error.status in {404, 409}:
+                if error.status in {404, 409} and not self._is_still_ours():
                     self._lost = error.problem
                     return
                 logger.debug("the lease was not renewed: %s", error)
             except ClusterError as error:
                 logger.debug("the lease was not renewed: %s", error)
+
+    def _is_still_ours(self) -> bool:
+        """Look at the lease again: a renewal whose answer was lost makes it newer than what is known here."""
+        try:
+            found = self._connection.find(_path(self._lease))
+        except ClusterError as error:
+            logger.debug("the lease could not be looked at; the next renewal tells: %s", error)
+            return True
+        if found is None or found["spec"].get("holderIdentity") != self._lease["spec"]["holderIdentity"]:
+            return False
+        self._lease = found
+        return True
 
 
 @contextmanager

@@ -154,6 +154,7 @@ class LiveView:
                 "GET", source.path, query=query, read_timeout_seconds=_WATCH_SECONDS + _READ_MARGIN_SECONDS
             ) as response:
                 reader.reads(response)
+                self._note_contact()
                 for line in lines_of(response):
                     event = json.loads(line)
                     if event["type"] == "ERROR":
@@ -177,6 +178,11 @@ class LiveView:
         self._lost_since = None
         self._changes += 1
         self._changed.notify_all()
+
+    def _note_contact(self) -> None:
+        """A watch that was answered is no silence, even where nothing happens for long."""
+        with self._changed:
+            self._lost_since = None
 
     def _note_loss(self, error: Exception) -> None:
         with self._changed:
