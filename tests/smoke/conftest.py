@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +30,24 @@ class Cluster:
     selector: dict[str, str] = field(default_factory=lambda: {"app.kubernetes.io/instance": "tiny"})
     proxy_status: int = 0
     requests: list[str] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    under_way: int = 0
+    most_at_once: int = 0
+    lock: Any = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def counted(self, body: bytes | None) -> Iterator[None]:
+        """Keep what is asked, and how much of it at once."""
+        if body:
+            self.bodies.append(json.loads(body))
+        with self.lock:
+            self.under_way += 1
+            self.most_at_once = max(self.most_at_once, self.under_way)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.under_way -= 1
 
     def answer(self, path: str) -> tuple[int, Any]:
         base = "/api/v1/namespaces/models"
@@ -78,7 +97,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
                 message = 'no endpoints available for service "tiny"'
                 self._json(503, {"kind": "Status", "message": message, "code": 503})
                 return
-            self._forward(path.partition(marker)[2], body)
+            with state.counted(body):
+                self._forward(path.partition(marker)[2], body)
 
         def _forward(self, path: str, body: bytes | None) -> None:
             answer = pool.request(

@@ -272,15 +272,58 @@ def test_a_tool_must_be_called(engine: Engine) -> None:
     assert "no tool was called" in failing(questions=(other,)).problem
 
 
-def test_a_regression_beyond_the_allowed_share_fails(engine: Engine) -> None:
+def test_the_first_token_comes_before_the_whole_answer(engine: Engine) -> None:
+    engine(token_seconds="0.05")
+
+    report = run(load_requests=0)
+
+    (streamed,) = (answer for answer in report.answers if answer.streamed)
+    assert 0 < report.metrics["first_token_seconds"] < streamed.seconds
+    # The rate is that after the first token: five more tokens, each after a pause.
+    after_first = streamed.seconds - report.metrics["first_token_seconds"]
+    assert report.metrics["tokens_per_second"] == pytest.approx((streamed.tokens - 1) / after_first, rel=0.01)
+
+
+def test_the_load_is_so_many_short_requests_two_at_a_time(engine: Engine) -> None:
+    # The first two are the question and its stream.
+    cluster = engine(seconds="[0, 0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]")
+
+    report = run(load_requests=7, questions=(Question(prompt=FRANCE.prompt, expect="Paris", max_tokens=40),))
+
+    assert [body["max_tokens"] for body in cluster.bodies] == [40, 40, *[16] * 7]
+    assert cluster.most_at_once == 2
+    assert report.metrics["load_requests"] == len(report.latencies_seconds) == 7
+    assert "answers 7 requests, two at a time" in [check.name for check in report.checks]
+
+
+def test_half_of_the_load_is_answered_within_the_median(engine: Engine) -> None:
+    engine(seconds="[0, 0, 0.0, 0.05, 0.1, 0.2, 0.4]")
+
+    report = run(load_requests=5)
+
+    ordered = sorted(report.latencies_seconds)
+    assert report.metrics["latency_p50_seconds"] == ordered[2]
+    assert ordered[3] <= report.metrics["latency_p95_seconds"] <= ordered[4]
+    assert report.metrics["latency_p50_seconds"] < report.metrics["latency_p95_seconds"]
+
+
+FIGURES = [
+    ("first_token_seconds", 1e-6, 1000.0),
+    ("tokens_per_second", 1e9, 1e-6),
+    ("latency_p50_seconds", 1e-6, 1000.0),
+    ("latency_p95_seconds", 1e-6, 1000.0),
+]
+
+
+@pytest.mark.parametrize(("figure", "much_better", "much_worse"), FIGURES)
+def test_each_figure_is_compared_with_the_release_before(
+    engine: Engine, figure: str, much_better: float, much_worse: float
+) -> None:
     engine()
 
-    error = failing(previous_metrics={"latency_p50_seconds": 1e-6}, allowed_regression=0.5)
+    error = failing(previous_metrics={figure: much_better}, allowed_regression=0.5)
 
-    assert "latency_p50_seconds is not much worse than before" in error.problem
-
-
-def test_figures_like_those_before_are_no_regression(engine: Engine) -> None:
-    engine()
-
-    assert run(previous_metrics={"latency_p50_seconds": 1000.0}, allowed_regression=0.5).passed
+    assert [check.name for check in error.report.failures] == [f"{figure} is not much worse than before"]
+    assert "50% worse at most" in error.problem
+    assert run(previous_metrics={figure: much_worse}, allowed_regression=0.5).passed
+    assert run(previous_metrics={figure: much_better}, allowed_regression=0).passed
