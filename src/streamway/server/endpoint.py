@@ -262,15 +262,13 @@ def stop_revision(
 
 
 def await_no_pods(connection: ClusterConnection, endpoint: Endpoint, revision: str, *, timeout_seconds: float) -> None:
-    """Wait until a revision has no pod left.
+    """Wait until a revision has no pod left; what has ended and is only kept as a record does not count.
 
     Raises:
         ClusterError: a pod is still there after `timeout_seconds`.
     """
-    path = collection_path("v1", "Pod", endpoint.namespace)
-    query = {"labelSelector": f"{INSTANCE}={endpoint.name},{REVISION}={revision}"}
     deadline = time.monotonic() + timeout_seconds
-    while pods := connection.get(path, query).get("items") or ():
+    while pods := [pod for pod in _pods_of(connection, endpoint, revision) if not _is_record(pod)]:
         if time.monotonic() > deadline:
             names = ", ".join(pod["metadata"]["name"] for pod in pods)
             raise ClusterError(
@@ -278,6 +276,26 @@ def await_no_pods(connection: ClusterConnection, endpoint: Endpoint, revision: s
                 next_step="Look at what holds them: kubectl describe pod; then run again.",
             )
         time.sleep(0.5)
+
+
+def recorded_pods(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> frozenset[str]:
+    """Uids of a revision's pods that have ended, and say nothing of how it starts from now on."""
+    if revision not in endpoint.revisions:
+        return frozenset()
+    return frozenset(
+        str(pod["metadata"]["uid"]) for pod in _pods_of(connection, endpoint, revision) if _is_record(pod)
+    )
+
+
+def _pods_of(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> list[Manifest]:
+    query = {"labelSelector": f"{INSTANCE}={endpoint.name},{REVISION}={revision}"}
+    return list(connection.get(collection_path("v1", "Pod", endpoint.namespace), query).get("items") or ())
+
+
+def _is_record(pod: Manifest) -> bool:
+    """Whether a pod holds nothing any more: an evicted one is replaced, and kept as Failed until it is collected."""
+    ended = (pod.get("status") or {}).get("phase") in {"Failed", "Succeeded"}
+    return ended and not pod["metadata"].get("deletionTimestamp")
 
 
 def time_text(moment: datetime | None = None) -> str:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from streamway.cluster import REVISION, ClusterConnection, Manifest
@@ -78,6 +78,7 @@ def await_rollout(
     revision: str,
     deployment: str,
     patience: Patience,
+    past: Collection[str] = (),
     size_bytes: int = 0,
     on_progress: Progress | None = None,
 ) -> Rollout:
@@ -90,6 +91,7 @@ def await_rollout(
         revision: The revision that is waited for.
         deployment: Name of its Deployment.
         patience: How long to wait.
+        past: Uids of pods that had ended before, which another has replaced or will.
         size_bytes: Bytes of the release, for progress.
         on_progress: Told how many bytes of the weights have come.
 
@@ -110,7 +112,7 @@ def await_rollout(
         "events": Source(path=collection_path("v1", "Event", namespace), optional=True),
     }
     with LiveView(connection, sources) as view:
-        waiting = _Waiting(connection, view, namespace, deployment, patience, size_bytes, on_progress)
+        waiting = _Waiting(connection, view, namespace, deployment, patience, past, size_bytes, on_progress)
         try:
             return waiting.until_ready()
         finally:
@@ -127,12 +129,14 @@ class _Waiting:
         namespace: str,
         deployment: str,
         patience: Patience,
+        past: Collection[str],
         size_bytes: int,
         on_progress: Progress | None,
     ) -> None:
         self._view = view
         self._deployment = deployment
         self._patience = patience
+        self._past = past
         self._clock = _Clock()
         self._narrator = _Narrator(size_bytes, on_progress)
         self._first_seen: dict[tuple[str, str], float] = {}
@@ -147,7 +151,7 @@ class _Waiting:
             seen = self._view.wait(seen, timeout_seconds=1.0)
             if self._view.complete:
                 deployment = self._find_deployment()
-                pods = self._view.objects("pods")
+                pods = [pod for pod in self._view.objects("pods") if pod["metadata"].get("uid") not in self._past]
                 if deployment is not None and is_ready(deployment) and any(map(_is_pod_ready, pods)):
                     return self._finish(pods, waited=waited)
                 waited = True

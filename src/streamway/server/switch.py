@@ -22,6 +22,7 @@ from streamway.server.endpoint import (
     earlier_after_move,
     open_candidate,
     point_service,
+    recorded_pods,
     remove_revision,
     stop_revision,
     time_text,
@@ -261,6 +262,7 @@ def return_to(
     except KeyboardInterrupt:
         _give_way(connection, endpoint, revision, old)
         raise
+    past = recorded_pods(connection, endpoint, old.name)
     # Whatever it was when we began, it has been stopped since.
     scale(connection, endpoint.namespace, old.deployment_name, old.serving_replicas)
     try:
@@ -271,6 +273,7 @@ def return_to(
             revision=old.name,
             deployment=old.deployment_name,
             patience=patience,
+            past=past,
         )
     except StreamwayError as error:
         return f"Revision {old.name} was asked to return and is not ready either: {error.problem}"
@@ -312,6 +315,7 @@ def _await_gpus(connection: ClusterConnection, endpoint: Endpoint, revision: str
 
 def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> tuple[bool, Rollout]:
     known = endpoint.revisions.get(plan.revision)
+    past = recorded_pods(connection, endpoint, plan.revision)
     if plan.deployment is None:
         if known is None:
             raise ClusterError(
@@ -320,12 +324,12 @@ def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> t
             )
         if known.replicas != known.serving_replicas:
             scale(connection, endpoint.namespace, known.deployment_name, known.serving_replicas)
-        return True, _await_ready(connection, endpoint, plan, known.deployment_name, known.serving_replicas)
+        return True, _await_ready(connection, endpoint, plan, known.deployment_name, known.serving_replicas, past)
     wanted = int(plan.deployment["spec"].get("replicas", known.replicas or known.serving_replicas if known else 1))
     if known is not None and known.replicas != wanted:
         scale(connection, endpoint.namespace, known.deployment_name, wanted)
     applied = apply(connection, plan.deployment, force=plan.force)
-    rollout = _await_ready(connection, endpoint, plan, applied.name, wanted)
+    rollout = _await_ready(connection, endpoint, plan, applied.name, wanted, past)
     changed = applied.action != "unchanged" or bool(known and known.replicas != wanted)
     for manifest in plan.more:
         owned = _owned_by(manifest, applied.manifest)
@@ -334,7 +338,7 @@ def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> t
 
 
 def _await_ready(
-    connection: ClusterConnection, endpoint: Endpoint, plan: Plan, deployment: str, replicas: int
+    connection: ClusterConnection, endpoint: Endpoint, plan: Plan, deployment: str, replicas: int, past: frozenset[str]
 ) -> Rollout:
     """Wait for a revision; where its engine fails with a warm-start kit, try once without it."""
 
@@ -346,6 +350,7 @@ def _await_ready(
             revision=plan.revision,
             deployment=deployment,
             patience=plan.patience,
+            past=past,
             size_bytes=plan.size_bytes,
             on_progress=plan.on_progress,
         )
