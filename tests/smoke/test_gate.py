@@ -272,6 +272,46 @@ def test_a_tool_must_be_called(engine: Engine) -> None:
     assert "no tool was called" in failing(questions=(other,)).problem
 
 
+@pytest.mark.parametrize("called", ["sing", "get_weather_forecast"])
+def test_another_tool_than_the_one_that_is_asked_for_fails(engine: Engine, called: str) -> None:
+    engine({"": called})
+    question = Question(prompt="What is the weather?", kind="tool", expect="get_weather")
+
+    assert f"expected a call of 'get_weather', found '{called}'" in failing(questions=(question,)).problem
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Par', "", '["Paris"]', "Paris"])
+def test_a_tool_that_is_called_with_broken_arguments_fails(engine: Engine, arguments: str) -> None:
+    engine({"": "get_weather"}, tool_arguments=arguments)
+    question = Question(prompt="What is the weather?", kind="tool", expect="get_weather")
+
+    error = failing(questions=(question,))
+
+    assert f"calls 'get_weather' with {arguments!r}, expected a JSON object" in error.problem
+    assert [answer.ok for answer in error.report.answers] == [False]
+
+
+def test_a_completion_is_asked_for_where_a_question_says_so(engine: Engine) -> None:
+    cluster = engine({"The capital of France is": "Paris."})
+    question = Question(prompt="The capital of France is", kind="completion", expect=r"^Paris\.$", match="regex")
+
+    report = run(questions=(question,))
+
+    assert [(answer.kind, answer.text, answer.streamed) for answer in report.answers] == [
+        ("completion", "Paris.", False),
+        ("completion", "Paris.", True),
+    ]
+    assert {path for path in cluster.requests if path != "/v1/models"} == {"/v1/completions"}
+    assert {body["prompt"] for body in cluster.bodies} == {"The capital of France is"}
+
+
+def test_a_wrong_completion_fails(engine: Engine) -> None:
+    engine({"The capital of France is": "Berlin."})
+    question = Question(prompt="The capital of France is", kind="completion", expect="Paris")
+
+    assert "expected a match of 'Paris', found 'Berlin.'" in failing(questions=(question,)).problem
+
+
 def test_the_first_token_comes_before_the_whole_answer(engine: Engine) -> None:
     engine(token_seconds="0.05")
 

@@ -107,7 +107,10 @@ class Endpoint:
         began = time.monotonic()
         found = self._json("POST", path, body)
         seconds = time.monotonic() - began
-        text, finished = read(found)
+        try:
+            text, finished = read(found)
+        except ValueError as error:
+            raise _broken(error) from error
         tokens = int((found.get("usage") or {}).get("completion_tokens") or 0)
         return Reply(
             text=text,
@@ -184,7 +187,7 @@ class Endpoint:
             except ClusterUnreachableError as error:
                 words = error.problem
             except ValueError as error:
-                raise RefusedError(200, f"the answer is not what the API promises: {error}") from error
+                raise _broken(error) from error
             if words != said:
                 said = words
                 logger.info("not answering yet: %s", words)
@@ -232,8 +235,20 @@ def _read_completion(found: dict[str, Any]) -> tuple[str, str]:
 def _read_tool_call(found: dict[str, Any]) -> tuple[str, str]:
     choice = _choice(found)
     calls = (choice.get("message") or {}).get("tool_calls") or ()
-    names = [str((call.get("function") or {}).get("name", "")) for call in calls]
+    names = [_called(call.get("function") or {}) for call in calls]
     return ", ".join(names), str(choice.get("finish_reason") or "")
+
+
+def _called(function: dict[str, Any]) -> str:
+    """The name of a tool that is called with arguments that can be read: who calls it could use no others."""
+    name, arguments = str(function.get("name", "")), function.get("arguments")
+    try:
+        usable = isinstance(json.loads(arguments or ""), dict)
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise ValueError(f"it calls {name!r} with {arguments!r}, expected a JSON object as text")
+    return name
 
 
 def _read_embedding(found: dict[str, Any]) -> tuple[str, str]:
@@ -256,6 +271,10 @@ def _choice(found: dict[str, Any]) -> dict[str, Any]:
     if not choices:
         raise ValueError("it has no choices")
     return dict(choices[0])
+
+
+def _broken(error: ValueError) -> RefusedError:
+    return RefusedError(200, f"the answer is not what the API promises: {error}")
 
 
 def _words(response: ProxyResponse) -> str:

@@ -391,6 +391,8 @@ def _bad_vector(text: str, expect: str) -> str:
 def _wanted(question: Question) -> str:
     if not question.expect:
         return "a sound answer"
+    if question.kind == "tool":
+        return f"a call of {question.expect!r}"
     words = {"regex": "a match of", "exact": "exactly", "json_schema": "JSON that follows"}[question.match]
     return f"{words} {question.expect!r}"
 
