@@ -36,6 +36,9 @@ _LEASE_SECONDS = 10
 CLAIM_SECONDS = 600.0
 # What clocks may differ by, before a claim that is over by ours is taken for over.
 _CLOCK_SECONDS = 300.0
+# What the clocks of the servers behind one API may differ by, and what they round away.
+_SERVER_CLOCK_SECONDS = 5.0
+_TELL_SECONDS = 60.0
 RUN = "streamway/run"
 ABOUT = "streamway/about-revision"
 _CLAIM = "claimed for the next step of "
@@ -214,14 +217,20 @@ def _await_end(
     if _is_long_over(spec, seconds):
         logger.info("endpoint %s is held by %s, which ended long ago; taking over", name, holder)
         return found
-    logger.info("endpoint %s is held by %s; seeing for up to %d s whether that run is alive", name, holder, seconds)
+    left = _left_seconds(connection, found) if _is_claim(found) else seconds
+    logger.info("endpoint %s is held by %s; seeing for up to %d s whether that run is alive", name, holder, left)
     if _is_claim(found):
+        logger.info("its next step may come from another machine, so its silence is no sign that it is dead")
         metadata = found["metadata"]
         command = f"kubectl delete lease --namespace={metadata['namespace']} {metadata['name']}"
-        logger.info("if you know that it is not, end its claim: %s", command)
-    last, changed = found, time.monotonic()
-    while time.monotonic() - changed < _duration(last):
+        logger.info("if you know that it is, end its claim: %s", command)
+    last, until = found, time.monotonic() + left
+    told = time.monotonic()
+    while time.monotonic() < until:
         time.sleep(min(1.0, _RENEW_SECONDS / 2))
+        if time.monotonic() - told >= _TELL_SECONDS:
+            told = time.monotonic()
+            logger.info("still waiting for %s, %d s at most", _who(last), until - told)
         now = connection.find(_path(found))
         if now is None or (_is_claim(now) and _is_about_the_same(lease, now)):
             return now
@@ -234,13 +243,36 @@ def _await_end(
             )
         if last is found:
             logger.info("%s is alive, and about the same revision; letting it finish first", _who(now))
-        last, changed = now, time.monotonic()
+        last, until = now, time.monotonic() + _duration(now)
     logger.info("that run is dead; taking over")
     return last
 
 
 def _duration(lease: Manifest) -> int:
     return int(lease["spec"].get("leaseDurationSeconds") or _LEASE_SECONDS)
+
+
+def _left_seconds(connection: ClusterConnection, claim: Manifest) -> float:
+    """Seconds that a claim has left by the API server's own clock; all of them where it does not say when it was left.
+
+    Who left the claim and who waits may disagree about the time. The server has noted when it was written, and says
+    what time it is when it is asked to try making another.
+    """
+    seconds = float(_duration(claim))
+    metadata = claim["metadata"]
+    written = [str(entry["time"]) for entry in metadata.get("managedFields") or () if entry.get("time")]
+    if not written:
+        return seconds
+    trial = {**claim, "metadata": {"name": f"{metadata['name']}-clock", "namespace": metadata["namespace"]}}
+    path = collection_path("coordination.k8s.io/v1", "Lease", metadata["namespace"])
+    try:
+        made = connection.request("POST", path, query={"dryRun": "All"}, body=trial)
+    except ClusterError as error:
+        logger.debug("the API server does not say what time it is: %s", error)
+        return seconds
+    now = datetime.fromisoformat(str(made["metadata"]["creationTimestamp"]))
+    age = (now - max(map(datetime.fromisoformat, written))).total_seconds() - _SERVER_CLOCK_SECONDS
+    return min(seconds, max(0.0, seconds - age))
 
 
 def _is_long_over(spec: Manifest, seconds: float) -> bool:
