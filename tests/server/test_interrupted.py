@@ -18,11 +18,18 @@ pytestmark = pytest.mark.slow
 
 Deploy = Callable[..., DeployedServer]
 NEW_SHA = "f" * 40
-# A run of its own, as the pipeline's step is; it tells every step on stderr.
+# A run of its own, as the pipeline's step is; it tells every step on stderr, and goes no further than some words.
 RUN = """
-import json, logging, sys
+import json, logging, sys, threading
 from streamway.server import Resources, deploy_server
-logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(message)s")
+
+class Halt(logging.StreamHandler):
+    def emit(self, record):
+        super().emit(record)
+        if sys.argv[2] in record.getMessage():
+            threading.Event().wait()
+
+logging.basicConfig(level=logging.DEBUG, handlers=[Halt()], format="%(message)s")
 logging.getLogger("urllib3").setLevel(logging.WARNING)
 settings = json.loads(sys.argv[1])
 settings["resources"] = Resources(**settings["resources"])
@@ -41,7 +48,10 @@ def run_until(settings: dict[str, Any]) -> Iterator[Callable[..., None]]:
         given = {**settings, "prove": False, **changes}
         given["resources"] = vars(given["resources"])
         process = subprocess.Popen(
-            [sys.executable, "-c", RUN, json.dumps(given)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            [sys.executable, "-c", RUN, json.dumps(given), words],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         processes.append(process)
         assert process.stderr is not None
@@ -121,6 +131,35 @@ def test_a_change_that_is_killed_is_completed_by_the_next(
     status = read_status(name="tiny", namespace=namespace)
     assert (status.active, status.previous) == (second.revision, first.revision)
     assert [row.replicas for row in status.revisions] == [1, 0]
+
+
+@pytest.mark.parametrize(("strategy", "running"), [("surge", [1, 0]), ("blue_green", [1, 1])])
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_takeover_that_is_killed_once_the_service_has_moved_is_completed_by_the_next(
+    deploy: Deploy,
+    run_until: Callable[..., None],
+    cluster: Any,
+    connection: ClusterConnection,
+    namespace: str,
+    strategy: str,
+    running: list[int],
+    hold: bool,
+) -> None:
+    cluster.misfortunes.cause("nodes", count=1, gpus=2)
+    first = deploy()
+    run_until("now selects", commit_sha=NEW_SHA, strategy=strategy, prove=True)
+
+    second = deploy(commit_sha=NEW_SHA, strategy=strategy, hold=hold)
+
+    status = read_status(name="tiny", namespace=namespace)
+    assert (status.active, status.previous) == (second.revision, first.revision)
+    assert [row.replicas for row in status.revisions] == running
+    assert bool(status.keep_previous_until) == (strategy == "blue_green")
+    assert left(connection, namespace) == {
+        "Deployment": sorted([f"tiny-{first.revision}", f"tiny-{second.revision}"]),
+        "Service": ["tiny"],
+        "Lease": [],
+    }
 
 
 def test_a_change_that_is_killed_can_be_taken_back(

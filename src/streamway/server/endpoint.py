@@ -282,9 +282,7 @@ def recorded_pods(connection: ClusterConnection, endpoint: Endpoint, revision: s
     """Uids of a revision's pods that have ended, and say nothing of how it starts from now on."""
     if revision not in endpoint.revisions:
         return frozenset()
-    return frozenset(
-        str(pod["metadata"]["uid"]) for pod in _pods_of(connection, endpoint, revision) if _is_record(pod)
-    )
+    return frozenset(str(pod["metadata"]["uid"]) for pod in _pods_of(connection, endpoint, revision) if _is_record(pod))
 
 
 def _pods_of(connection: ClusterConnection, endpoint: Endpoint, revision: str) -> list[Manifest]:

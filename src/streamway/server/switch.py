@@ -196,11 +196,23 @@ def _stop_earlier(connection: ClusterConnection, endpoint: Endpoint, revision: s
 
 
 def settle_previous(connection: ClusterConnection, endpoint: Endpoint, *, wanted: str = "") -> None:
-    """Stop the revision that blue_green kept, once its time is over."""
+    """Stop the revision that served before, once the time that blue_green kept it for is over.
+
+    A rollout, which names the revision that it wants, also stops one that was not kept for any time: a run that was
+    killed as soon as the Service had moved did not come to that.
+    """
     until, previous = endpoint.annotations.get(KEEP_UNTIL, ""), endpoint.revisions.get(endpoint.previous)
-    if until and until < time_text() and previous is not None and previous.replicas and previous.name != wanted:
+    if previous is None or not previous.replicas or previous.name == wanted:
+        return
+    if until and until < time_text():
         logger.info("revision %s was kept until %s; stopping it", previous.name, until)
-        scale(connection, endpoint.namespace, previous.deployment_name, 0)
+    elif wanted and not until:
+        logger.info("revision %s still runs, and is not to be kept; stopping it", previous.name)
+        # Someone may have begun to prove it again.
+        close_candidate(connection, endpoint, previous.name)
+    else:
+        return
+    scale(connection, endpoint.namespace, previous.deployment_name, 0)
 
 
 def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision | None) -> Switched:
@@ -222,6 +234,9 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
         raise _with_outcome(error, outcome) from error
     if not plan.hold:
         changed = promote(connection, endpoint, plan, old, proof=proof.said, figures=proof.figures) or changed
+    elif endpoint.active == plan.revision:
+        # It was proved and promoted by a run that was killed before it could close it.
+        close_candidate(connection, endpoint, plan.revision)
     return Switched(rollout=rollout, service=service, changed=changed)
 
 
