@@ -207,6 +207,35 @@ def test_lost_answer_of_a_creation_is_asked_for_again(sandbox: Sandbox, bucket: 
     assert sandbox.counted("CreateAnywhereCache") == 2
 
 
+ENABLE = """
+import sys
+from streamway.cache import enable_cache
+result = enable_cache(bucket=sys.argv[1], zones=["us-central1-a"], ttl_seconds=int(sys.argv[2]), timeout_seconds=20)
+print(result.zones[0].action)
+"""
+
+
+@pytest.mark.parametrize(("ttl_seconds", "action"), [(7200, "created"), (10800, "updated")])
+def test_the_same_wish_of_another_process_is_one_request(
+    sandbox: Sandbox, bucket: str, ttl_seconds: int, action: str
+) -> None:
+    def enable_in_a_process(ttl_seconds: int) -> str:
+        command = [sys.executable, "-c", ENABLE, bucket, str(ttl_seconds)]
+        environment = os.environ | sandbox.environment
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    first = enable_in_a_process(7200)
+    # The second one does not see what the first one made, so it asks for it too.
+    sandbox.fail("GetAnywhereCache", body="NOT_FOUND")
+    second = enable_in_a_process(ttl_seconds)
+
+    # A request with the same id is answered with its first operation; with another one it would be refused, because
+    # the cache exists.
+    assert (first.strip(), second.strip()) == ("created", action)
+    assert sandbox.counted("CreateAnywhereCache") == 2
+    assert len(list_caches(bucket, client=sandbox.client)) == 1
+
+
 def test_unavailable_api_is_asked_again(sandbox: Sandbox, bucket: str) -> None:
     sandbox.fail("GetStorageLayout", body="UNAVAILABLE", times=2)
     sandbox.fail("GetAnywhereCache", body="INTERNAL")
