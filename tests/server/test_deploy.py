@@ -178,6 +178,41 @@ def test_a_conflict_names_the_other_manager_and_is_not_forced(
     assert connection.get(path)["spec"]["progressDeadlineSeconds"] != 77
 
 
+@pytest.mark.parametrize("theirs", [0, 2])
+def test_a_number_of_pods_that_someone_else_has_set_is_not_undone(
+    deploy: Deploy, connection: ClusterConnection, namespace: str, theirs: int
+) -> None:
+    deployed = deploy()
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/tiny-{deployed.revision}"
+    connection.request(
+        "PATCH",
+        f"{path}/scale",
+        query={"fieldManager": "their-tool"},
+        body={"spec": {"replicas": theirs}},
+        content_type="application/merge-patch+json",
+    )
+
+    with pytest.raises(ApplyConflictError) as caught:
+        deploy()
+
+    assert f'.spec.replicas: set to {theirs} by "their-tool", expected 1' in caught.value.problem
+    assert connection.get(path)["spec"]["replicas"] == theirs
+    deploy(force=True)
+    assert connection.get(path)["spec"]["replicas"] == 1
+    deploy()
+
+
+def test_a_number_of_pods_of_our_own_is_changed(
+    deploy: Deploy, cluster: Any, connection: ClusterConnection, namespace: str
+) -> None:
+    cluster.misfortunes.cause("nodes", count=1, gpus=2)
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/tiny-{deploy().revision}"
+
+    for replicas in (2, 1):
+        assert deploy(replicas=replicas).changed
+        assert connection.get(path)["spec"]["replicas"] == replicas
+
+
 def test_a_namespace_is_made_where_there_is_none(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:
     made = f"{namespace}-more"
     try:

@@ -108,6 +108,25 @@ def scale(connection: ClusterConnection, namespace: str, name: str, replicas: in
     logger.info("Deployment %s scaled to %d", name, replicas)
 
 
+def check_scale(deployment: Manifest, replicas: int) -> None:
+    """Refuse to undo a number of pods that another manager has set, such as `kubectl scale` or an autoscaler.
+
+    Args:
+        deployment: The Deployment as it stands.
+        replicas: The number that is wanted instead.
+
+    Raises:
+        ApplyConflictError: another manager owns the number; names it.
+    """
+    found = (deployment.get("spec") or {}).get("replicas", 1)
+    for entry in deployment["metadata"].get("managedFields") or ():
+        owned = (entry.get("fieldsV1") or {}).get("f:spec") or {}
+        manager = entry.get("manager", "?")
+        if found != replicas and "f:replicas" in owned and manager not in {FIELD_MANAGER, SCALE_MANAGER}:
+            fields = f'.spec.replicas: set to {found} by "{manager}", expected {replicas}'
+            raise _conflict(f"Deployment {deployment['metadata']['name']}", fields)
+
+
 def delete(connection: ClusterConnection, api_version: str, kind: str, namespace: str, name: str) -> None:
     """Delete an object and what hangs on it; an object that is not there is fine."""
     path = f"{collection_path(api_version, kind, namespace)}/{name}"
@@ -148,10 +167,7 @@ def _explain(error: ApiServerError, manifest: Manifest) -> ClusterError:
     subject = f"{manifest['kind']} {manifest['metadata']['name']}"
     if error.status == 409 and error.causes:
         fields = "; ".join(f"{cause.get('field', '?')}: {cause.get('message', '')}" for cause in error.causes)
-        return ApplyConflictError(
-            f"{subject} has fields that another manager owns, and they differ from ours: {fields}.",
-            next_step="Let that manager give them up, or take them over with `streamway deploy --force`.",
-        )
+        return _conflict(subject, fields)
     if "being terminated" in str(error):
         return _terminating(manifest["metadata"].get("namespace", ""))
     if error.status == 404:
@@ -166,6 +182,13 @@ def _explain(error: ApiServerError, manifest: Manifest) -> ClusterError:
             next_step="Correct the setting behind the field that the message names.",
         )
     return error
+
+
+def _conflict(subject: str, fields: str) -> ApplyConflictError:
+    return ApplyConflictError(
+        f"{subject} has fields that another manager owns, and they differ from ours: {fields}.",
+        next_step="Let that manager give them up, or take them over with `streamway deploy --force`.",
+    )
 
 
 def _is_ours(found: Manifest, manifest: Manifest) -> bool:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from streamway.cluster import ClusterConnection, Manifest
 from streamway.errors import ClusterError, RolloutError, StreamwayError
-from streamway.server.apply import apply, scale
+from streamway.server.apply import apply, check_scale, scale
 from streamway.server.endpoint import (
     KEEP_UNTIL,
     Endpoint,
@@ -337,12 +337,11 @@ def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> t
                 f"Endpoint {endpoint.name} has no revision {plan.revision}.",
                 next_step="Deploy the release again.",
             )
-        if known.replicas != known.serving_replicas:
-            scale(connection, endpoint.namespace, known.deployment_name, known.serving_replicas)
+        _bring_to(connection, endpoint, known, known.serving_replicas, force=plan.force)
         return True, _await_ready(connection, endpoint, plan, known.deployment_name, known.serving_replicas, past)
     wanted = int(plan.deployment["spec"].get("replicas", known.replicas or known.serving_replicas if known else 1))
-    if known is not None and known.replicas != wanted:
-        scale(connection, endpoint.namespace, known.deployment_name, wanted)
+    if known is not None:
+        _bring_to(connection, endpoint, known, wanted, force=plan.force)
     applied = apply(connection, plan.deployment, force=plan.force)
     rollout = _await_ready(connection, endpoint, plan, applied.name, wanted, past)
     changed = applied.action != "unchanged" or bool(known and known.replicas != wanted)
@@ -350,6 +349,17 @@ def _run_new(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> t
         owned = _owned_by(manifest, applied.manifest)
         changed = apply(connection, owned, force=plan.force).action != "unchanged" or changed
     return changed, rollout
+
+
+def _bring_to(
+    connection: ClusterConnection, endpoint: Endpoint, known: Revision, replicas: int, *, force: bool
+) -> None:
+    """Have a revision's number of pods; of the one that serves, another one may be someone else's decision."""
+    if known.replicas == replicas:
+        return
+    if known.name == endpoint.active and not force:
+        check_scale(known.deployment, replicas)
+    scale(connection, endpoint.namespace, known.deployment_name, replicas)
 
 
 def _await_ready(
