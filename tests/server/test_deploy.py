@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import yaml
 
 from streamway.cluster import ClusterConnection
-from streamway.errors import ApplyConflictError, ClusterUnreachableError
+from streamway.errors import ApplyConflictError, ClusterUnreachableError, RolloutError
 from streamway.server import DeployedServer, ServerSpec, render, to_yaml
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -117,6 +119,33 @@ def test_a_dry_run_of_what_runs_finds_no_change(deploy: Deploy) -> None:
 def test_a_dry_run_without_a_namespace_makes_none(deploy: Deploy, connection: ClusterConnection) -> None:
     assert deploy(dry_run=True, namespace="test-not-there").changed
     assert connection.find("/api/v1/namespaces/test-not-there") is None
+
+
+def test_a_progress_deadline_that_is_over_is_told_with_what_was_still_going_on(
+    deploy: Deploy, connection: ClusterConnection, namespace: str
+) -> None:
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments"
+
+    def hurry() -> None:
+        deadline = time.monotonic() + 20
+        while not (found := connection.get(path)["items"]):
+            assert time.monotonic() < deadline, "nothing was applied"
+            time.sleep(0.05)
+        connection.request(
+            "PATCH",
+            f"{path}/{found[0]['metadata']['name']}",
+            body={"spec": {"progressDeadlineSeconds": 1}},
+            content_type="application/merge-patch+json",
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        hurried = pool.submit(hurry)
+        with pytest.raises(RolloutError) as caught:
+            deploy(START_SECONDS="300", timeout_seconds=6)
+        hurried.result()
+
+    assert caught.value.reason == "progress_deadline"
+    assert "has timed out progressing. It was still starting the engine" in caught.value.problem
 
 
 def test_objects_of_others_are_not_adopted(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:

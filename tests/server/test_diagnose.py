@@ -331,6 +331,9 @@ def test_the_progress_deadline_is_told_behind_what_the_pod_says() -> None:
 
     assert find(conditions=[deadline]).reason == "progress_deadline"
     assert find(pending(NO_NODE), conditions=[deadline]).reason == "unschedulable"
+    begun = event("TriggeredScaleUp", "pod triggered scale-up: [{gpu-pool 0->1 (max: 3)}]")
+    assert find(pending(NO_NODE), conditions=[deadline], events=[begun]).reason == "scaling_up"
+    assert not find(container(running={}), conditions=[deadline]).final
 
 
 def test_pods_that_are_going_say_nothing() -> None:

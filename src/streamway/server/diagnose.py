@@ -14,6 +14,8 @@ from streamway.server.manifests import CHECK_CONTAINER, CONTAINER
 # Events and conditions of the first moments often heal by themselves: an account that was created a moment ago, a
 # GPU that the old revision is just giving back.
 SETTLE_SECONDS = 5.0
+# What says only that it took long, and so nothing beside any other reason.
+PROGRESS_DEADLINE = "progress_deadline"
 _REGISTRY_SECONDS = 120.0
 _FINAL_PULL = re.compile(
     r"not found|manifest unknown|name unknown|does not exist|unauthorized|denied|forbidden|invalid reference|"
@@ -78,7 +80,7 @@ def diagnose(snapshot: Snapshot) -> list[Finding]:
     for pod in snapshot.pods:
         if not pod["metadata"].get("deletionTimestamp"):
             findings += _of_pod(pod, snapshot)
-    return sorted(findings, key=lambda finding: not finding.final)
+    return sorted(findings, key=lambda finding: (not finding.final, finding.reason == PROGRESS_DEADLINE))
 
 
 def is_ready(deployment: Manifest) -> bool:
@@ -129,9 +131,11 @@ def _of_deployment(snapshot: Snapshot) -> Iterable[Finding]:
     progress = conditions.get("Progressing", {})
     if progress.get("status") == "False" and progress.get("reason") == "ProgressDeadlineExceeded":
         yield Finding(
-            reason="progress_deadline",
+            reason=PROGRESS_DEADLINE,
             problem=f"The progress deadline is over: {progress.get('message', '')}",
             next_step="Look at the pod's events and log, or allow it more time with server.timeout_seconds.",
+            # A pod may still make it: it stays said of a Deployment whose pod was replaced since, and our own wait
+            # ends soon after it in any case.
             final=not snapshot.pods,
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from streamway.cluster import REVISION, ClusterConnection, Manifest
 from streamway.errors import ClusterUnreachableError, RolloutError
 from streamway.server.apply import collection_path
-from streamway.server.diagnose import Finding, Snapshot, diagnose, engine_status, is_ready
+from streamway.server.diagnose import PROGRESS_DEADLINE, Finding, Snapshot, diagnose, engine_status, is_ready
 from streamway.server.manifests import CONTAINER, INSTANCE
 from streamway.server.streamer_log import EngineLog, StreamerFigures
 from streamway.server.watch import LiveView, LogFollower, Source
@@ -231,7 +231,9 @@ class _Waiting:
         )
 
     def _out_of_time(self, found: list[Finding]) -> RolloutError:
-        last = f" {found[0].problem}" if found else f" It was still {self._clock.doing()}."
+        last = f" {found[0].problem}" if found else ""
+        if not found or found[0].reason == PROGRESS_DEADLINE:
+            last += f" It was still {self._clock.doing()}."
         step = found[0].next_step if found else ""
         return RolloutError(
             f"{self._deployment} was not ready within {self._patience.deadline_seconds:.0f} s.{last}",
