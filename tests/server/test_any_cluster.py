@@ -18,6 +18,9 @@ RUN = [
     "test_deploy.py::test_a_release_is_served_behind_the_endpoints_service",
     "test_failures.py::test_an_engine_that_dies_at_start_shows_its_last_lines",
     "test_strategies.py::test_recreate_returns_to_the_old_revision_when_the_new_one_fails",
+    # These need two GPUs, which that cluster has.
+    "test_strategies.py::test_surge_gives_the_old_gpus_back",
+    "test_strategies.py::test_blue_green_keeps_the_old_one_running_for_a_set_time",
 ]
 SPOIL = [
     "test_failures.py::test_an_eviction_is_told",
@@ -61,6 +64,7 @@ def test_the_tests_of_this_room_run_on_the_cluster_that_a_kubeconfig_names(
     another_cluster: Any, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    another_cluster.misfortunes.cause("nodes", count=1, gpus=2)
     before = versions()
 
     summary = run(kubeconfig, another_cluster.image, [*RUN, *SPOIL])

@@ -148,8 +148,8 @@ def test_a_quota_of_the_namespace_is_told(deploy: Deploy, connection: ClusterCon
 def test_a_volume_that_cannot_be_mounted_is_told_in_the_nodes_words(
     deploy: Deploy, cluster: Any, connection: ClusterConnection, namespace: str
 ) -> None:
-    if not cluster.misfortunes.url:
-        pytest.skip("pods of this cluster do not reach a server of this machine")
+    # Pods of another cluster do not reach a server of this machine.
+    cluster.misfortunes.must_be_possible()
     words = 'MountVolume.SetUp failed for volume "models" : persistentvolumeclaim "models" not found'
     # The release is checked by a bucket that never answers, so the engine's container waits.
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
@@ -301,6 +301,7 @@ def test_a_namespace_that_is_being_deleted_is_told(
 
 
 def test_an_eviction_is_told(deploy: Deploy, cluster: Any, connection: ClusterConnection, namespace: str) -> None:
+    cluster.misfortunes.must_be_possible()
     words = "The node was low on resource: ephemeral-storage."
 
     error = failing(
