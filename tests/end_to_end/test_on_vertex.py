@@ -293,6 +293,12 @@ def answer(namespace: str) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
+def metrics(job: PipelineJob, task: str, output: str) -> dict[str, float]:
+    (found,) = (detail for detail in job.task_details if detail.task_name == task)
+    (artifact,) = found.outputs[output].artifacts
+    return dict(artifact.metadata)
+
+
 def active_commit(namespace: str) -> str:
     status = server.read_status(name="smollm2", namespace=namespace)
     return next(revision.commit_sha for revision in status.revisions if revision.role == "active")
@@ -380,6 +386,15 @@ def test_the_compiled_file_runs_from_googles_own_client(launched: PipelineJob) -
     assert launched.state == PipelineState.PIPELINE_STATE_SUCCEEDED
     assert {task.task_name for task in launched.task_details} >= {*SIX_STEPS, "report-run"}
     assert_nothing_moved(journal("from-a-notebook"))
+
+
+def test_what_was_measured_is_shown_as_metrics_of_the_steps(submitted: Any, launched: PipelineJob) -> None:
+    assert launched.state == PipelineState.PIPELINE_STATE_SUCCEEDED
+    deployed = metrics(PipelineJob.get(submitted["id"]), "deploy-server", "timings")
+    assert {"schedule_seconds", "stream_weights_seconds", "streamer_gib_per_second"} <= deployed.keys()
+    asked = metrics(launched, "smoke-test", "metrics")
+    assert 0 < asked["latency_p50_seconds"] <= asked["latency_p95_seconds"]
+    assert asked["first_token_seconds"] > 0
 
 
 def test_two_watchers_start_one_run_of_a_new_commit(followed: Followed) -> None:

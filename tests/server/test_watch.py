@@ -224,7 +224,8 @@ def test_a_watch_that_was_made_again_and_has_nothing_to_tell_is_no_silence(
     with LiveView(connection, {"pods": Source(path=PODS)}) as view:
         view.wait(0, timeout_seconds=10)
         await_that(lambda: len(script.asked) >= 3)
-        await_that(lambda: view.silent_seconds == 0.0)
+        await_that(lambda: not view.silent_seconds)
+        assert [item["metadata"]["name"] for item in view.objects("pods")] == []
 
 
 def test_a_log_is_followed_and_read_again_after_a_restart(script: Script, connection: ClusterConnection) -> None:

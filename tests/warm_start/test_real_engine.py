@@ -1,4 +1,6 @@
-"""The whole of a warm start with the real engine: kept after it has passed, and in place when the next one starts."""
+"""The whole of a warm start with the real engine: kept after it has passed, in place when the next one starts, and left
+out where it was tampered with.
+"""
 
 import hashlib
 import io
@@ -59,7 +61,9 @@ def publish(folder: Path, release_uri: str) -> int:
     return manifest.size_bytes
 
 
-def test_the_real_engines_cache_is_kept_and_in_place_when_it_starts_again(house: Any, real_model: Path) -> None:
+def test_the_real_engines_cache_is_kept_and_in_place_when_it_starts_again_and_left_out_once_tampered_with(
+    house: Any, real_model: Path
+) -> None:
     settings = {**SETTINGS, "size_bytes": publish(real_model, house.release_uri)}
     house.serve(**settings)
 
@@ -81,3 +85,8 @@ def test_the_real_engines_cache_is_kept_and_in_place_when_it_starts_again(house:
 
     (kit,) = read_kits(house.release_uri).values()
     assert [start.pod for start in kit.later_starts] == [pod["metadata"]["name"]]
+
+    sound = storage.read_file(kit.uri)
+    storage.write_file(kit.uri, sound[:-1] + bytes([sound[-1] ^ 1]))
+
+    assert "is refused: its SHA-256 is" in house.said_about_kit(house.replace_pod(seconds=300))
