@@ -74,6 +74,7 @@ def test_check_tells_everything_that_is_wrong_at_once_and_moves_nothing(terminal
     assert checked.code == 12
     assert [name for name, entry in found.items() if not entry["ok"]] == ["model", "caches", "cluster", "server"]
     assert found["storage"]["found"] == "gs://streamway-models in US-CENTRAL1"
+    assert found["cost"]["found"] == "of the caches not known, because the model or their zones are not"
     assert "zone is 'europe-west4-a', where the cluster" in found["cluster"]["found"]
 
 
@@ -81,7 +82,21 @@ def test_check_is_content_with_a_good_configuration(terminal) -> None:
     checked = terminal.streamway("check", "configs/sandbox.yaml", "--json")
     assert checked.code == 0, checked.out
     assert all(entry["ok"] for entry in checked.json)
-    assert {entry["name"] for entry in checked.json} == {"model", "project", "storage", "caches", "cluster", "server"}
+    found = {entry["name"]: entry["found"] for entry in checked.json}
+    assert set(found) == {"model", "project", "storage", "caches", "cost", "cluster", "server"}
+    assert found["cost"].startswith(
+        "0.3 GiB in 1 cache: about 0.02 USD a month while it is cached, and 0.00 USD to fill"
+    )
+
+
+def test_check_tells_what_caches_would_cost_of_every_zone(terminal) -> None:
+    zones = "cache.zones=[us-central1-a, us-central1-b, us-central1-c]"
+    checked = terminal.streamway("check", "configs/sandbox.yaml", "--json", "--set", zones)
+    found = {entry["name"]: entry["found"] for entry in checked.json}
+    assert found["cost"].startswith("0.3 GiB in 3 caches: about 0.07 USD a month while it is cached, and ")
+    assert "list price of a region" in found["cost"]
+    none = terminal.streamway("check", "configs/sandbox.yaml", "--json", "--set", "cache.zones=[]")
+    assert {entry["name"]: entry["found"] for entry in none.json}["cost"] == "no cache is to be paid for"
 
 
 def test_an_api_server_that_is_not_there_is_named(terminal, tmp_path) -> None:

@@ -45,8 +45,8 @@ class Checked:
 def check(context: click.Context, config: Path, overrides: tuple[str, ...], state_path: Path, as_json: bool) -> None:
     """Look at everything CONFIG needs, and move nothing.
 
-    The model and its licence, the bucket, the zones against the bucket's location, the project with its billing and
-    services, the cluster and the manifests.
+    The model and its licence, the bucket, the zones against the bucket's location, what their caches cost, the project
+    with its billing and services, the cluster and the manifests.
     Exits with the code of the first thing that is wrong.
     """
     settings = load_settings(config, overrides)
@@ -106,6 +106,19 @@ def _caches(settings: Settings) -> str:
     return f"{', '.join(zones)}, in the bucket's location"
 
 
+def _cost(settings: Settings) -> str:
+    """What holding the release in a cache of each zone would cost, so that it is known before one is made."""
+    zones = settings.cache.plain_zones()
+    if not zones or not storage.is_gs(settings.storage.release_root):
+        return "no cache is to be paid for"
+    try:
+        zones = list(cluster.resolve_zones(zones, settings.server.cluster))
+        return str(cache.estimate_cost(plan_model(settings).size_bytes, zones))
+    except StreamwayError:
+        # What is wrong with the model or the cluster is said where it is looked at for its own sake.
+        return "of the caches not known, because the model or their zones are not"
+
+
 def _project(settings: Settings) -> str:
     of_secrets = settings.model.token_secret or settings.watch.webhook_secret
     found = cluster.check_project(settings.server.cluster, services=["secretmanager"] if of_secrets else [])
@@ -153,6 +166,7 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
     "model": _model,
     "storage": _storage,
     "caches": _caches,
+    "cost": _cost,
     "project": _project,
     "cluster": _cluster,
     "server": _manifests,
