@@ -128,8 +128,7 @@ class QuestionSettings(_Section):
 
     @model_validator(mode="after")
     def _is_a_question(self) -> Self:
-        # What is only found when the endpoint is asked is found after every byte has been moved. The room that asks
-        # loads the Kubernetes client, for which no other setting waits.
+        # What is only found when the endpoint is asked is found after every byte has been moved.
         from streamway.smoke.questions import parse_questions
 
         try:
@@ -146,7 +145,7 @@ class SmokeSettings(_Section):
     allowed_regression: float = Field(
         0.0, ge=0, le=10, description="By what share figures may be worse than before; 0 does not compare."
     )
-    chat_required: bool = Field(False, description="Whether a model without a chat template fails.")
+    chat_required: bool = Field(False, description="Whether a model that cannot chat fails.")
     min_context_length: int = Field(0, ge=0, description="Shortest context to be served with, in tokens.")
 
     def plain_questions(self) -> list[dict[str, Any]]:
