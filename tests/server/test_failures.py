@@ -86,6 +86,7 @@ def test_a_node_that_is_being_added_is_waited_for_and_told(
 
     # Without that event it would have ended when no node was found.
     assert "was not ready within 5 s" in error.problem
+    assert f"A node is being added for the pod: {words}" in error.problem
     assert f"A node is being added for the pod: {words}" in caplog.text
 
 
