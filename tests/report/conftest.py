@@ -97,7 +97,7 @@ def cached() -> CacheResult:
 
 
 PHASES = (
-    ("stop old revision", 20.1), ("schedule", 2.1), ("pull image", 0.3), ("start engine", 40.6),
+    ("stop old revision", 20.1), ("schedule", 2.1), ("pull image", 0.2), ("prepare pod", 0.1), ("start engine", 40.6),
     ("stream weights", 0.8), ("initialise engine", 4.9),
 )  # fmt: skip
 

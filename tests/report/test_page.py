@@ -298,7 +298,7 @@ def test_letters_and_pictures_stand_out_from_what_is_behind_them(scheme: int) ->
     for letters in ("ink", "dim", "good", "bad", "accent"):
         for behind in ("paper", "faint"):
             assert contrast(colours[letters], colours[behind]) >= 4.5, (letters, behind)
-    for shape in ("plain", "stop", "schedule", "image", "engine", "weights", "initialise", "other"):
+    for shape in ("plain", "stop", "schedule", "image", "prepare", "engine", "weights", "initialise", "other"):
         assert contrast(colours[shape], colours["paper"]) >= 3, shape
 
 

@@ -51,7 +51,14 @@ def test_the_start_is_split_into_its_phases(deploy: Deploy) -> None:
     deployed = deploy(START_SECONDS="1.5")
 
     phases = {phase.name: phase.seconds for phase in deployed.phases}
-    assert list(phases) == ["schedule", "pull image", "start engine", "stream weights", "initialise engine"]
+    assert list(phases) == [
+        "schedule",
+        "pull image",
+        "prepare pod",
+        "start engine",
+        "stream weights",
+        "initialise engine",
+    ]
     assert phases["start engine"] + phases["stream weights"] >= 1.0
     assert deployed.streamer is not None
     assert (deployed.streamer.seconds, round(deployed.streamer.gib_per_second, 3)) == (0.5, 0.501)

@@ -1,7 +1,9 @@
 """The whole gate: a real smoke test between a rollout and the Service, and the pod's own check before it."""
 
 import json
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -76,18 +78,19 @@ def test_pods_of_another_release_do_not_pass_for_this_one(deploy: Deploy, namesp
 
 
 @pytest.fixture
-def bucket(cluster: Any) -> Iterator[Callable[[int], str]]:
-    """A bucket that answers every request with one status, at an address that pods can reach."""
+def bucket(cluster: Any) -> Iterator[Callable[..., str]]:
+    """A bucket that answers with one status, once it may, at an address that pods can reach."""
     if not cluster.misfortunes.url:
         pytest.skip("pods of this cluster do not reach a server of this machine")
     servers: list[ThreadingHTTPServer] = []
 
-    def start(status: int) -> str:
+    def start(status: int, wait: Callable[[], object] = lambda: None) -> str:
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *_arguments: Any) -> None:
                 pass
 
             def do_GET(self) -> None:
+                wait()
                 self.send_response(status)
                 self.end_headers()
                 self.wfile.write(b'{"items": [{"name": "a/model.safetensors", "size": "8"}]}')
@@ -103,10 +106,30 @@ def bucket(cluster: Any) -> Iterator[Callable[[int], str]]:
         server.server_close()
 
 
-def test_a_pod_whose_account_can_read_the_release_starts(deploy: Deploy, bucket: Callable[[int], str]) -> None:
+def test_a_pod_whose_account_can_read_the_release_starts(deploy: Deploy, bucket: Callable[..., str]) -> None:
     deployed = deploy(check_release=True, environment={"STORAGE_EMULATOR_HOST": bucket(200)})
 
     assert deployed.changed
+
+
+def test_the_check_of_a_release_is_not_told_as_pulling_the_image(
+    deploy: Deploy, bucket: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[bool] = []
+
+    def wait() -> None:
+        deadline = time.monotonic() + 8
+        while not (told := "image pulled, the pod is prepared" in caplog.text) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        asked.append(told and "the engine's container runs" not in caplog.text)
+
+    with caplog.at_level(logging.INFO, logger="streamway.server"):
+        deployed = deploy(check_release=True, environment={"STORAGE_EMULATOR_HOST": bucket(200, wait)})
+
+    assert asked
+    assert all(asked), "the image was said to be pulled only once the release had been checked"
+    assert [phase.name for phase in deployed.phases][:4] == ["schedule", "pull image", "prepare pod", "start engine"]
+    assert "the engine's container runs" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -114,7 +137,7 @@ def test_a_pod_whose_account_can_read_the_release_starts(deploy: Deploy, bucket:
     [(404, "does not exist"), (403, "The service account tiny may not list gs://models/prefix/org/tiny/")],
 )
 def test_a_release_that_the_pod_cannot_read_is_told_before_the_engine_starts(
-    deploy: Deploy, bucket: Callable[[int], str], connection: ClusterConnection, status: int, words: str
+    deploy: Deploy, bucket: Callable[..., str], connection: ClusterConnection, status: int, words: str
 ) -> None:
     with pytest.raises(RolloutError) as caught:
         deploy(check_release=True, environment={"STORAGE_EMULATOR_HOST": bucket(status)})

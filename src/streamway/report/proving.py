@@ -25,6 +25,7 @@ _PHASES = {
     "stop old revision": "stop",
     "schedule": "schedule",
     "pull image": "image",
+    "prepare pod": "prepare",
     "start engine": "engine",
     "stream weights": "weights",
     "initialise engine": "initialise",

@@ -10,7 +10,8 @@ from streamway.cluster import REVISION, ClusterConnection, Manifest
 from streamway.errors import ClusterUnreachableError, RolloutError
 from streamway.server.apply import collection_path
 from streamway.server.diagnose import PROGRESS_DEADLINE, Finding, Snapshot, diagnose, engine_status, is_ready
-from streamway.server.manifests import CONTAINER, INSTANCE
+from streamway.server.kit import RESTORE_CONTAINER
+from streamway.server.manifests import CHECK_CONTAINER, CONTAINER, INSTANCE
 from streamway.server.streamer_log import EngineLog, StreamerFigures
 from streamway.server.watch import LiveView, LogFollower, Source
 from streamway.storage.segments import Progress
@@ -21,6 +22,8 @@ logger = logging.getLogger("streamway.server")
 _SILENCE_SECONDS = 300.0
 # What the log says may arrive after the pod's readiness does.
 _LOG_PATIENCE_SECONDS = 2.0
+# Run the engine's image before it does; others may put containers of another image before these.
+_BEFORE = frozenset({CHECK_CONTAINER, RESTORE_CONTAINER})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +189,11 @@ class _Waiting:
         if conditions.get("PodScheduled", {}).get("status") == "True":
             node = (pod.get("spec") or {}).get("nodeName", "?")
             self._reach("scheduled", f"pod {pod['metadata']['name']} was scheduled on node {node}")
-        container = engine_status(pod)
-        state = container.get("state") or {}
-        if "running" in state or container.get("restartCount"):
-            self._reach("started", "image pulled, the engine's container runs")
+        first = _first_status(pod)
+        if _has_run(first) or "terminated" in (first.get("state") or {}):
+            self._reach("pulled", "image pulled, the pod is prepared")
+        if _has_run(engine_status(pod)):
+            self._reach("started", f"{'' if first else 'image pulled, '}the engine's container runs")
             self._logs.follow(pod)
 
     def _reach(self, mark: str, sentence: str) -> None:
@@ -267,6 +271,7 @@ class _Clock:
 
     _DOING = (
         ("started", "starting the engine or loading the weights"),
+        ("pulled", "checking the release or restoring the warm-start kit"),
         ("scheduled", "pulling the image"),
         ("", "waiting for a node"),
     )
@@ -301,8 +306,11 @@ class _Clock:
             return ()
         ready = self._marks["ready"]
         started = min(self._marks.get("started", ready), ready)
-        scheduled = min(self._marks.get("scheduled", started), started)
-        stretches = [("schedule", scheduled), ("pull image", started - scheduled)]
+        pulled = min(self._marks.get("pulled", started), started)
+        scheduled = min(self._marks.get("scheduled", pulled), pulled)
+        stretches = [("schedule", scheduled), ("pull image", pulled - scheduled)]
+        if "pulled" in self._marks:
+            stretches.append(("prepare pod", started - pulled))
         if streamer is None:
             stretches.append(("start engine", ready - started))
         else:
@@ -423,6 +431,16 @@ def _streamed_sentence(figures: StreamerFigures) -> str:
         f"weights streamed: {figures.bytes / 2**30:.2f} GiB in {figures.seconds:.1f} s, "
         f"{figures.gib_per_second:.2f} GiB/s; the engine warms up"
     )
+
+
+def _first_status(pod: Manifest) -> Manifest:
+    """Status of the first container that prepares the pod; empty where there is none."""
+    statuses = (pod.get("status") or {}).get("initContainerStatuses") or ()
+    return next((status for status in statuses if status.get("name") in _BEFORE), {})
+
+
+def _has_run(container: Manifest) -> bool:
+    return "running" in (container.get("state") or {}) or bool(container.get("restartCount"))
 
 
 def _is_pod_ready(pod: Manifest) -> bool:
