@@ -195,6 +195,21 @@ def test_a_kept_revision_is_stopped_by_the_next_run_after_its_time(
     assert pods(connection, namespace) == [second.revision]
 
 
+def test_a_kept_revision_whose_time_is_over_can_still_be_gone_back_to(
+    deploy: Deploy, two_gpus: None, asking: Callable[[], Client], namespace: str
+) -> None:
+    deploy(**OLD, **DRAIN)
+    deploy(**NEW, **DRAIN, strategy="blue_green", keep_seconds=1)
+    time.sleep(2)
+    client = asking()
+
+    rollback(name="tiny", namespace=namespace, timeout_seconds=60)
+    time.sleep(0.3)
+
+    assert client.stop()[-1] == "old"
+    assert client.failures == []
+
+
 def test_recreate_fails_only_between_the_announcement_and_ready(
     deploy: Deploy, asking: Callable[[], Client], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,7 @@ from streamway.server.endpoint import (
     Endpoint,
     Revision,
     await_no_pods,
+    close_candidate,
     point_service,
     read_endpoint,
     remove_revision,
@@ -131,8 +132,11 @@ def promote_revision(
     """
     with _changing(cluster, namespace, name, holding) as (connection, endpoint, holding):
         candidate = _known(endpoint, revision)
+        # By its name, because the one that served before may be the one that is to serve again.
+        settle_previous(connection, endpoint, wanted=revision)
         if endpoint.active == revision:
             point_service(connection, endpoint, revision, proof=proof, figures=figures)
+            close_candidate(connection, endpoint, revision)
         else:
             if not candidate.ready:
                 raise ClusterError(
@@ -309,9 +313,7 @@ def _changing(
     _existing(connection, namespace, name)
     with hold_endpoint(connection, namespace, name) if held is None else nullcontext(held) as holding:
         holding.check()
-        endpoint = read_endpoint(connection, namespace, name)
-        settle_previous(connection, endpoint)
-        yield connection, endpoint, holding
+        yield connection, read_endpoint(connection, namespace, name), holding
 
 
 def _existing(connection: ClusterConnection, namespace: str, name: str) -> Endpoint:
