@@ -1,5 +1,6 @@
 """A cluster and a bucket that know each other, and a published release to serve from them."""
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -16,6 +17,7 @@ from part_processes import announcement, start_part
 
 from streamway import gate, server, storage, warm_start
 from streamway.cluster import ClusterConnection, connect, run_in_container
+from streamway.errors import ApiServerError
 from streamway.sandbox.engine import Engine, engine_environment, ensure_engine
 from streamway.sandbox.hub_repository import find_repository
 from streamway.sandbox.seed import SAFETENSORS_MODEL, ensure_seeds
@@ -89,7 +91,8 @@ def namespace(connection: ClusterConnection) -> Iterator[str]:
     path = f"/api/v1/namespaces/{name}"
     connection.request("DELETE", path)
     for pod in connection.get(f"{path}/pods")["items"]:
-        connection.request("DELETE", f"{path}/pods/{pod['metadata']['name']}", query={"gracePeriodSeconds": 0})
+        with contextlib.suppress(ApiServerError):  # it has just gone with its namespace
+            connection.request("DELETE", f"{path}/pods/{pod['metadata']['name']}", query={"gracePeriodSeconds": 0})
     wait_until(lambda: connection.find(path) is None)
 
 
