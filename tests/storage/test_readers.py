@@ -37,6 +37,19 @@ def test_reading_beyond_the_end_is_an_error(uri: str) -> None:
         storage.open_reader(uri).read(255_999, 2)
 
 
+def test_more_pieces_of_memory_than_one_call_takes_are_filled_in_order(uri: str) -> None:
+    memory = [bytearray(1 + number % 90) for number in range(3000)]
+    storage.open_reader(uri).read_rows(7, list(map(memoryview, memory)))
+    length = sum(map(len, memory))
+    assert b"".join(memory) == (bytes(range(256)) * 1000)[7 : 7 + length]
+
+
+def test_pieces_of_memory_beyond_the_end_are_an_error(uri: str) -> None:
+    memory = [memoryview(bytearray(300)) for _ in range(3)]
+    with pytest.raises(TransferError, match="ends at 256000"):
+        storage.open_reader(uri).read_rows(255_400, memory)
+
+
 def test_many_threads_read_at_once(uri: str) -> None:
     reader, wrong = storage.open_reader(uri), []
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,38 @@ def test_what_lies_close_together_is_one_read_over_a_network() -> None:
     SegmentedSource(FilePlan(uri="unused", segments=row)).fill(0, memoryview(found))
     assert found == b"".join(data[start : start + length] for start, length in spans)
     assert reads == [0, 100_000, 8_000_000, 7_000_000]
+
+
+def test_only_what_lies_side_by_side_is_one_read_on_a_disk() -> None:
+    from streamway.storage.rows import SegmentedSource
+
+    reads: list[int] = []
+    source = MemoryReader(os.urandom(100_000), name="/disk/file", before_read=reads.append)
+    spans = [(0, 100), (200, 50), (1000, 3000), (9000, 10), (50_000, 10)]
+    row = [Extent(reader=source, offset_bytes=start, length_bytes=length) for start, length in spans]
+    SegmentedSource(FilePlan(uri="unused", segments=row)).fill(0, memoryview(bytearray(3170)))
+    assert reads == [0, 9000, 50_000]
+
+
+def test_a_plan_of_many_segments_is_not_gone_through_for_every_part(tmp_path: Path, payload: bytes) -> None:
+    passes: list[int] = []
+
+    class Counted(tuple[Segment, ...]):
+        def __iter__(self) -> Iterator[Segment]:
+            passes.append(1)
+            return super().__iter__()
+
+    reader = MemoryReader(payload)
+    step = 64 * 1024
+    row = Counted(
+        Extent(reader=reader, offset_bytes=at, length_bytes=min(step, len(payload) - at))
+        for at in range(0, len(payload), step)
+    )
+    storage.write_files([FilePlan(uri=str(tmp_path / "few"), segments=row)], memory_bytes=64 * MIB, workers=2)
+    in_few_parts = len(passes)
+    storage.write_files([FilePlan(uri=str(tmp_path / "many"), segments=row)], **SMALL_PARTS)
+    assert contents(str(tmp_path / "many")) == payload
+    assert len(passes) == 2 * in_few_parts
 
 
 def test_a_computed_segment_of_the_wrong_length_is_refused(tmp_path: Path) -> None:

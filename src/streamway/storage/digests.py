@@ -58,7 +58,8 @@ def combine_crc32c(first: int, second: int, second_length: int) -> int:
     Appending n zero bytes to A multiplies its checksum by x^(8n) modulo the polynomial; the checksum of B is then
     added. The multiplication is carried out on bit-reversed polynomials, as zlib's crc32_combine does it.
     """
-    return _multiply(_power_of_x(8 * second_length), first) ^ second
+    # Every sum begins with nothing, which stays nothing.
+    return _multiply(_power_of_x(8 * second_length), first) ^ second if first else second
 
 
 def join_crc32c(parts: Iterable[tuple[int, int]], start: int = 0) -> int:

@@ -4,7 +4,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from streamway.errors import SourceChangedError, StorageError, TransferError
 from streamway.storage.addresses import is_gs, local_path, parse_gs
@@ -13,8 +13,10 @@ from streamway.storage.http import Patience
 from streamway.storage.scatter import Scatter
 from streamway.storage.segments import ByteReader
 
+_ROWS_AT_ONCE = 1024
+"""IOV_MAX of Linux and macOS."""
 
-@runtime_checkable
+
 class VersionedReader(ByteReader, Protocol):
     """A reader that knows which version of its source it reads, and can fill memory that is already there."""
 
@@ -29,7 +31,6 @@ class VersionedReader(ByteReader, Protocol):
         """Fill several pieces of memory, one after the other, from one stretch of the source."""
 
 
-@runtime_checkable
 class SummingReader(VersionedReader, Protocol):
     """A reader that computes the crc32c of what it reads for reasons of its own, so that nobody else need."""
 
@@ -81,9 +82,15 @@ class LocalReader:
 
     def read_rows(self, offset: int, rows: Sequence[memoryview]) -> None:
         """Fill several pieces of memory from one stretch of the file."""
-        for row in rows:
-            self.read_into(offset, row)
-            offset += len(row)
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            group = rows[first : first + _ROWS_AT_ONCE]
+            filled = os.preadv(self._descriptor, group, offset)
+            for row in group:
+                if filled < len(row):  # seldom: the call was cut short, or the file ends here
+                    self.read_into(offset + max(0, filled), row[max(0, filled) :])
+                filled -= len(row)
+                offset += len(row)
+        self.check()
 
     def check(self) -> None:
         """Refuse to go on where the file was written to since it was opened."""

@@ -1,13 +1,14 @@
 """The bytes of a file by offset, whatever segments they lie in, with as few reads as possible.
 
-A checkpoint's tensors lie close together, a few header bytes apart; over a network one read of a stretch of them costs
-less than one read for each.
+A checkpoint's tensors lie close together, a few header bytes apart; one read of a stretch of them costs less than one
+read for each, over a network above all.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import cast
 
 from streamway.errors import TransferError
 from streamway.storage.digests import crc32c, join_crc32c
@@ -16,6 +17,8 @@ from streamway.storage.scatter import Scatter
 from streamway.storage.segments import ByteReader, Computed, Extent, FilePlan, segment_length
 
 _MOST_GAP_BYTES = 64 * 1024
+_MOST_LOCAL_GAP_BYTES = 4 * 1024
+"""On a disk a read costs a call and no request: only the headers between small tensors are worth reading along."""
 _MOST_GAPS_BYTES = 1024 * 1024
 """All gaps of one call together: a checkpoint could have any number of them, and they are kept in memory."""
 _NOWHERE = -1
@@ -135,8 +138,8 @@ def _gap_before(stretch: list[Piece], piece: Piece) -> int | None:
     gap = piece.start - last.end
     if piece.reader is not last.reader or gap < 0:
         return None
-    worthwhile = gap == 0 or ("://" in piece.reader.uri and gap <= _MOST_GAP_BYTES)
-    return gap if worthwhile else None
+    most = _MOST_GAP_BYTES if "://" in piece.reader.uri else _MOST_LOCAL_GAP_BYTES
+    return gap if gap <= most else None
 
 
 def _read(stretch: list[Piece], view: memoryview, filled: Filled) -> None:
@@ -174,10 +177,11 @@ def read_rows(reader: ByteReader, start: int, rows: Sequence[memoryview]) -> lis
     Raises:
         TransferError: the reader gave less than was asked for.
     """
-    if isinstance(reader, SummingReader):
-        return reader.sum_rows(start, rows)
-    if isinstance(reader, VersionedReader):
-        reader.read_rows(start, rows)
+    # isinstance() of a protocol looks for all its members, which is slow for what is asked with every part.
+    if hasattr(reader, "sum_rows"):
+        return cast(SummingReader, reader).sum_rows(start, rows)
+    if hasattr(reader, "read_rows"):
+        cast(VersionedReader, reader).read_rows(start, rows)
         return []
     memory = Scatter(rows)
     data = reader.read(start, memory.size_bytes)

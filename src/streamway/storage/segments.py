@@ -7,6 +7,7 @@ converting, realigning and copying are the same act with different rows, so one 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 
@@ -96,8 +97,9 @@ class FilePlan:
     sha256: str | None = None
     source: SourcePromise | None = None
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
+        """Length of the file; asked for with every part, and a plan can have tens of thousands of segments."""
         return sum(segment_length(segment) for segment in self.segments)
 
 

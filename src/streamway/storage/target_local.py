@@ -30,8 +30,8 @@ from streamway.storage.targets import Position, fingerprint, start_position
 
 _ATTRIBUTE = "user.streamway"
 _FOLDER_ATTEMPTS = 100
-_BLOCK_BYTES = 1024 * 1024
-"""One write or read at most: it fits into a cache, and costs few calls (benchmarks/results/convert.md)."""
+_BLOCK_BYTES = 2 * 1024 * 1024
+"""One write or read at most: it fits into a cache, and a part between disks is one call (docs/transfer.md)."""
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)
 _CANNOT_LOCK = (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 """Of filesystems that know no locks, some network ones; there two runs at once must not share a folder."""
@@ -150,20 +150,19 @@ class LocalTarget:
 
     def write_part(self, number: int, view: memoryview, checksum: int) -> None:
         offset = number * self._part_bytes
-        with self._writing, _named_errors(self._path):
-            written = 0
-            while written < len(view):
-                piece = view[written : written + _BLOCK_BYTES]
-                written += os.pwrite(self._descriptor, piece, offset + written)
-        if self._reads_back:
-            self._compare(offset, len(view), checksum)
         with _named_errors(self._path):
+            with self._writing:
+                written = 0
+                while written < len(view):
+                    piece = view[written : written + _BLOCK_BYTES]
+                    written += os.pwrite(self._descriptor, piece, offset + written)
+            if self._reads_back:
+                self._compare(offset, len(view), checksum)
             os.write(self._journal_descriptor, b"%d %d\n" % (number, checksum))
 
     def _compare(self, offset: int, length: int, expected: int) -> None:
         """Hold what the disk gives back against what was written."""
-        with _named_errors(self._path):
-            found = _checksum_on_disk(self._descriptor, offset, length)
+        found = _checksum_on_disk(self._descriptor, offset, length)
         if found != expected:
             raise ChecksumError(
                 f"{self._path}: {length} bytes from {offset} were written with crc32c {expected:08x}, "

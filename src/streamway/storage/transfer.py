@@ -29,8 +29,9 @@ MIB = 1024 * 1024
 MEMORY_BYTES = 256 * MIB
 WORKERS = 8
 PART_BYTES = 32 * MIB
-LOCAL_PART_BYTES = 4 * MIB
-"""Between disks nothing is gained by large parts, and small ones stay in the processor's cache."""
+LOCAL_PART_BYTES = 2 * MIB
+"""Between disks a small part stays in the processor's cache until it is written and read back, and one that is read,
+written and compared in one call each waits least for Python's lock (docs/transfer.md)."""
 _PROGRESS_SECONDS = 0.25
 _LAST_WORDS_SECONDS = 8.0
 

@@ -20,6 +20,7 @@ MEMORY_BUDGET_BYTES = 512 * 1024 * 1024
 _HEAD_COST = 40
 _LINE_LIMIT = 1024 * 1024
 _KEY_LIMIT = 1 << 60
+_NUMBERS = {form: struct.Struct(form) for form in ("<B", "<H", "<i", "<I", "<Q")}
 
 SAFE_FORMAT_STEP = (
     "Ask the model's owner for safetensors, or save again, where the file is trusted, only the weights: "
@@ -144,7 +145,8 @@ class Machine:
         return line
 
     def number(self, form: str) -> int:
-        return int(struct.unpack(form, self.window.take(struct.calcsize(form)))[0])
+        layout = _NUMBERS[form]
+        return int(layout.unpack(self.window.take(layout.size))[0])
 
     # Containers
 

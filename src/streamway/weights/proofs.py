@@ -26,7 +26,7 @@ from streamway.weights.tensors import SourceTensor
 from streamway.weights.windows import read_into
 from streamway.weights.wording import show_name
 
-_BUFFER_BYTES = 1024 * 1024
+_BUFFER_BYTES = 2 * 1024 * 1024
 _READERS = 2
 
 Spans = Sequence[tuple[int, int]]
@@ -74,7 +74,7 @@ class WitnessReader:
 
     def sum_rows(self, offset: int, rows: Sequence[memoryview]) -> list[int]:
         # A checksum of what was just read comes out of the processor's cache; a request to a bucket stays whole.
-        in_blocks = hasattr(self._reader, "fileno")
+        in_blocks = hasattr(self._reader, "fileno") and sum(map(len, rows)) > _BUFFER_BYTES
         if not in_blocks:
             read_rows(self._reader, offset, rows)
         sums = []

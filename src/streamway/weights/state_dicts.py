@@ -5,6 +5,7 @@ like must not be served. Nothing is guessed: where two state dicts compete, or n
 keys that a person needs to decide.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 _PARALLEL_PREFIX = "module."
 _MAX_DEPTH = 8
+_CONTROL_OR_SURROGATE = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,7 @@ def _check_names(tensors: dict[Any, TensorRef], subject: str) -> None:
     for name in tensors:
         if type(name) is not str:
             raise CheckpointError(f"{subject}: a tensor is named by a {type(name).__name__}, expected text.")
-        hostile = not name or name == "__metadata__" or any(ord(character) < 32 for character in name)
-        if hostile or any(0xD800 <= ord(character) < 0xE000 for character in name):
+        if not name or name == "__metadata__" or _CONTROL_OR_SURROGATE.search(name):
             raise CheckpointError(f"{subject}: {show_name(name)} cannot be the name of a tensor in safetensors.")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from streamway.storage.segments import ByteReader, Computed, Extent, Segment
 from streamway.weights.dtypes import DTYPES, DType
@@ -33,12 +34,12 @@ class SourceTensor:
     element_bytes: int
     swap: bool = False
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
-        """Its length as a row of bytes."""
+        """Its length as a row of bytes; like what follows from it, asked for again at every step of a conversion."""
         return math.prod(count for count, _ in self.dimensions) * self.element_bytes
 
-    @property
+    @cached_property
     def is_row(self) -> bool:
         """Whether its bytes already are such a row."""
         if self.size_bytes == 0:
@@ -53,7 +54,7 @@ class SourceTensor:
         """Whether turning the bytes of each number around changes anything."""
         return self.swap and self.dtype.word_bytes > 1
 
-    @property
+    @cached_property
     def span(self) -> tuple[int, int]:
         """First and last-but-one offset of the bytes it touches in its file."""
         if self.size_bytes == 0:
