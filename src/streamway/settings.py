@@ -152,6 +152,15 @@ class SmokeSettings(_Section):
         """The questions, as far as they were written down."""
         return [question.model_dump(exclude_unset=True) for question in self.questions]
 
+    def expectations(self) -> dict[str, Any]:
+        """What a revision is held to, as steps and the gate take it."""
+        return {
+            "questions": self.plain_questions(),
+            "allowed_regression": self.allowed_regression,
+            "chat_required": self.chat_required,
+            "min_context_length": self.min_context_length,
+        }
+
 
 class PipelineSettings(_Section):
     """What a compiled pipeline fixes."""
@@ -293,10 +302,7 @@ class Settings(_Section):
             "node_selector": dict(self.server.node_selector),
             "tolerations": [dict(toleration) for toleration in self.server.tolerations],
             "warm_start": self.server.warm_start,
-            "questions": self.smoke.plain_questions(),
-            "allowed_regression": self.smoke.allowed_regression,
-            "chat_required": self.smoke.chat_required,
-            "min_context_length": self.smoke.min_context_length,
+            **self.smoke.expectations(),
             "stage": self.promotion.stage,
         }
 

@@ -124,11 +124,17 @@ def test_fields_of_another_manager_are_taken_over_only_where_that_is_asked_for(
 
 
 @pytest.fixture
-def rollback(house: Any, parts: Any) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """Runs the command for a revision."""
+def rollback(house: Any, parts: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command, and gives it a configuration where there are expectations of answers."""
 
-    def run(revision: str) -> subprocess.CompletedProcess[str]:
-        command = [*RUN, "rollback", "tiny", "--namespace", house.namespace, "--revision", revision]
+    def run(*options: str, expected: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+        command = [*RUN, "rollback", "tiny", "--namespace", house.namespace, *options]
+        if expected is not None:
+            config = tmp_path / "expected.json"
+            server = {"name": "tiny", "namespace": house.namespace}
+            settings = {"model": {"id": "org/tiny"}, "storage": {"release_root": "gs://kits"}, "server": server}
+            config.write_text(json.dumps({**settings, "smoke": expected}))
+            command += ["--questions", str(config)]
         environment = os.environ | parts.environment
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=150)
 
@@ -144,12 +150,12 @@ def rollback(house: Any, parts: Any) -> Callable[[str], subprocess.CompletedProc
     ids=["chat", "embeddings"],
 )
 def test_a_rollback_to_what_never_served_asks_it_first(
-    rollback: Callable[[str], subprocess.CompletedProcess[str]], house: Any, behaviour: dict[str, str], reason: str
+    rollback: Callable[..., subprocess.CompletedProcess[str]], house: Any, behaviour: dict[str, str], reason: str
 ) -> None:
     first = house.serve()
     held = house.deploy(engine_arguments=["--enforce-eager"], **behaviour)
 
-    done = rollback(held.revision)
+    done = rollback("--revision", held.revision)
 
     assert done.returncode == 71, done.stderr
     assert reason in " ".join(done.stderr.split())
@@ -157,17 +163,49 @@ def test_a_rollback_to_what_never_served_asks_it_first(
 
 
 def test_a_rollback_to_what_only_embeds_asks_it_for_an_embedding(
-    rollback: Callable[[str], subprocess.CompletedProcess[str]], house: Any
+    rollback: Callable[..., subprocess.CompletedProcess[str]], house: Any
 ) -> None:
     house.serve()
     held = house.deploy(DOUBLE_ONLY_EMBEDS="no route", DOUBLE_ANSWERS=json.dumps({"": "[0.1, 0.2]"}))
 
-    done = rollback(held.revision)
+    done = rollback("--revision", held.revision)
 
     assert done.returncode == 0, done.stderr
     assert "asked for an embedding" in " ".join(done.stderr.split())
     found = server.read_status(name="tiny", namespace=house.namespace)
     assert (found.active, found.last_smoke_test.partition(":")[0]) == (held.revision, "passed")
+
+
+CAPITAL = {"prompt": "What is the capital of France?", "expect": "Paris"}
+
+
+def test_a_rollback_to_what_never_served_is_held_to_what_a_configuration_expects(
+    rollback: Callable[..., subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    first = house.serve()
+    held = house.deploy(
+        engine_arguments=["--enforce-eager"], DOUBLE_ANSWERS=json.dumps({"": "The capital of France is Berlin."})
+    )
+
+    done = rollback("--revision", held.revision, expected={"questions": [CAPITAL], "min_context_length": 4096})
+
+    assert done.returncode == 71, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "expected a match of 'Paris', found 'The capital of France is Berlin.'" in said
+    assert "the context is long enough: expected at least 4096 tokens" in said
+    assert server.read_status(name="tiny", namespace=house.namespace).active == first.revision
+
+
+def test_a_rollback_holds_what_served_before_to_a_configuration_too(
+    rollback: Callable[..., subprocess.CompletedProcess[str]], house: Any
+) -> None:
+    house.serve()
+    second = house.serve(engine_arguments=["--enforce-eager"])
+
+    done = rollback(expected={"questions": [{**CAPITAL, "expect": "Rome"}]})
+
+    assert done.returncode == 71, done.stderr
+    assert server.read_status(name="tiny", namespace=house.namespace).active == second.revision
 
 
 def test_it_restores_the_kit_of_the_release(

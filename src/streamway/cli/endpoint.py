@@ -1,14 +1,20 @@
 """`streamway status` and `streamway rollback`: an endpoint as it is, and the way back."""
 
 import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from streamway import cache, gate, server, storage, warm_start
 from streamway.cache_control import ZoneCache
 from streamway.cli import output
+from streamway.cli.configuration import load_settings
 from streamway.cli.options import json_option
 from streamway.errors import StreamwayError
+
+if TYPE_CHECKING:
+    from streamway.settings import SmokeSettings
 
 # Whoever looks at an endpoint in trouble does not wait long for its caches.
 _CACHE_SECONDS = 10.0
@@ -54,37 +60,49 @@ def status(name: str, namespace: str, cluster: str, as_json: bool) -> None:
 @namespace_option
 @cluster_option
 @click.option("--revision", default="", help="The revision to serve; empty for the one that served before.")
+@click.option(
+    "--questions",
+    "config",
+    type=click.Path(path_type=Path),
+    metavar="CONFIG",
+    help="A configuration, to whose questions and expectations the revision is held first, as in deploy.",
+)
 @json_option
-def rollback(name: str, namespace: str, cluster: str, revision: str, as_json: bool) -> None:
+def rollback(name: str, namespace: str, cluster: str, revision: str, config: Path | None, as_json: bool) -> None:
     """Let endpoint NAME serve an earlier revision again.
 
     The one that served before has answered correctly and takes over as soon as it is ready; any other must first answer
-    what fits it: a question, or, where it serves only embeddings, one of these.
+    what fits it: a question, or, where it serves only embeddings, one of these. With --questions, whichever it is must
+    first answer those of CONFIG. Exits with 71 when an answer is wrong.
     """
+    expected = load_settings(config).smoke if config else None
     with output.narrated():
         found = server.rollback(
             name=name,
             namespace=namespace,
             cluster=cluster,
             revision=revision,
-            verify=_prover(name, namespace, cluster, revision) if revision else None,
+            verify=_prover(name, namespace, cluster, revision, expected) if revision or expected else None,
             drop_kit=warm_start.drop_kit,
         )
     output.give(found, as_json=as_json, lines=_status_lines(found))
 
 
-def _prover(name: str, namespace: str, cluster: str, revision: str) -> server.Verify | None:
-    """What proves a revision whose proof is not known any more, or never was; None where it is, or there is none."""
+def _prover(
+    name: str, namespace: str, cluster: str, revision: str, expected: "SmokeSettings | None"
+) -> server.Verify | None:
+    """What proves a revision that is not known to have answered, or shall answer something else; None without need."""
     found = server.read_status(name=name, namespace=namespace, cluster=cluster)
-    unproved = [row for row in found.revisions if row.name == revision and row.role not in ("active", "previous")]
-    if not unproved:
+    wanted = next((row for row in found.revisions if row.name == (revision or found.previous)), None)
+    if wanted is None or (wanted.role in ("active", "previous") and expected is None):
         return None
     return gate.prover(
         name=name,
         namespace=namespace,
         cluster=cluster,
-        served_model_name=unproved[0].served_model_name,
-        commit_sha=unproved[0].commit_sha,
+        served_model_name=wanted.served_model_name,
+        commit_sha=wanted.commit_sha,
+        **(expected.expectations() if expected else {}),
     )
 
 

@@ -135,17 +135,13 @@ def _server_arguments(settings: Settings, release_uri: str) -> dict[str, Any]:
 
 def _prover(settings: Settings, arguments: dict[str, Any]) -> server.Verify:
     """What a release must answer before it serves, as the smoke test of a run asks it."""
-    asked = settings.smoke
     return gate.prover(
         name=arguments["name"],
         namespace=arguments["namespace"],
         served_model_name=arguments["served_model_name"] or arguments["model_id"],
         commit_sha=arguments["commit_sha"],
         cluster=settings.server.cluster,
-        questions=asked.plain_questions(),
-        allowed_regression=asked.allowed_regression,
-        chat_required=asked.chat_required,
-        min_context_length=asked.min_context_length,
+        **settings.smoke.expectations(),
     )
 
 
