@@ -102,11 +102,12 @@ def own_gpus() -> int:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster for the whole session."""
+    """A cluster, and the image of the engine's double there; one of our own can be stopped and started."""
 
     kubeconfig: str
     image: str
     misfortunes: Misfortunes
+    process: "SandboxProcess | None" = None
 
 
 @pytest.fixture(scope="session")
@@ -130,25 +131,36 @@ def another_cluster(tmp_path: Path) -> Iterator[Cluster]:
 @contextmanager
 def sandbox_cluster(folder: Path) -> Iterator[Cluster]:
     """Start the sandbox's cluster, and stop it."""
-    images = folder / "images.json"
-    images.write_text(json.dumps([{"image": "example.com/engine-double:*", "path": str(IMAGES / "double")}]))
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamway.sandbox.cluster", "--state", str(folder), "--port", "0"]
-        + ["--images", str(images)],
-        stdout=log,
-        stderr=log,
-    )
+    process = SandboxProcess(folder)
     try:
-        part = _started(folder / "cluster.json", process, folder / "log")
+        part = process.start()
         kubeconfig = part["environment"]["KUBECONFIG"]
         misfortunes = _misfortunes(part["url"], json.loads(_as_json(Path(kubeconfig))))
-        misfortunes.cause("node-settings", backoff_seconds=0.5, longest_backoff_seconds=2.0, memory_sample_seconds=0.2)
-        yield Cluster(kubeconfig, "example.com/engine-double:1", misfortunes)
+        misfortunes.cause("node-settings", longest_backoff_seconds=2.0, memory_sample_seconds=0.2)
+        yield Cluster(kubeconfig, "example.com/engine-double:1", misfortunes, process)
     finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
+        process.stop()
+
+
+class SandboxProcess:
+    """The process of the sandbox's cluster; one that is started again knows what it knew, at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        images = folder / "images.json"
+        images.write_text(json.dumps([{"image": "example.com/engine-double:*", "path": str(IMAGES / "double")}]))
+        self._command = [sys.executable, "-m", "streamway.sandbox.cluster", "--state", str(folder), "--port", "0"]
+        self._command += ["--images", str(images), "--backoff-seconds", "0.5"]
+
+    def start(self) -> dict[str, Any]:
+        """Start it, and return what it announces once it serves."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        return _started(self._folder / "cluster.json", self._process, self._folder / "log")
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
 
 
 @pytest.fixture
