@@ -1,5 +1,6 @@
 """The gate: what passes, what fails, and what is only not ready yet."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -334,6 +335,18 @@ def test_the_load_is_so_many_short_requests_two_at_a_time(engine: Engine) -> Non
     assert cluster.most_at_once == 2
     assert report.metrics["load_requests"] == len(report.latencies_seconds) == 7
     assert "answers 7 requests, two at a time" in [check.name for check in report.checks]
+
+
+def test_an_engine_that_answers_slowly_does_not_hold_the_load_for_long(engine: Engine) -> None:
+    # The first two are the question and its stream.
+    cluster = engine(seconds=json.dumps([0, 0, *[2] * 8]))
+
+    report = run(load_requests=8, load_seconds=1)
+
+    assert len(cluster.bodies) == 2 + 2, "requests were begun although the time was over"
+    assert report.passed
+    assert report.metrics["load_requests"] == len(report.latencies_seconds) == 2
+    assert "answers 2 requests, two at a time" in [check.name for check in report.checks]
 
 
 def test_half_of_the_load_is_answered_within_the_median(engine: Engine) -> None:
