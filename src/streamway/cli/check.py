@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from streamway import cache, cluster, server, storage
+from streamway import cache, cluster, hub, server, storage
 from streamway.cache_control import zone_in_location
 from streamway.cli import output
 from streamway.cli.choices import plan_model, planned_server
@@ -36,6 +36,30 @@ class Checked:
     exit_code: int = 0
 
 
+class Subject:
+    """What is looked at: a configuration, and the plan of its model, which the Hub is asked for once for all rows."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._planned: hub.PullPlan | StreamwayError | None = None
+
+    @property
+    def plan(self) -> hub.PullPlan:
+        """What pulling the model would take.
+
+        Raises:
+            StreamwayError: the model cannot be had; says the same to every row.
+        """
+        if self._planned is None:
+            try:
+                self._planned = plan_model(self.settings)
+            except StreamwayError as error:
+                self._planned = error
+        if isinstance(self._planned, StreamwayError):
+            raise self._planned
+        return self._planned
+
+
 @click.command()
 @config_argument
 @set_option
@@ -51,15 +75,16 @@ def check(context: click.Context, config: Path, overrides: tuple[str, ...], stat
     """
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()):
-        results = [_look(name, look, settings) for name, look in CHECKS.items()]
+        subject = Subject(settings)
+        results = [_look(name, look, subject) for name, look in CHECKS.items()]
     lines = [line for result in results for line in _lines(result)]
     output.give(results, as_json=as_json, lines=lines)
     context.exit(next((result.exit_code for result in results if not result.ok), 0))
 
 
-def _look(name: str, look: Callable[[Settings], str], settings: Settings) -> Checked:
+def _look(name: str, look: Callable[[Subject], str], subject: Subject) -> Checked:
     try:
-        return Checked(name=name, ok=True, found=look(settings))
+        return Checked(name=name, ok=True, found=look(subject))
     except StreamwayError as error:
         return Checked(name=name, ok=False, found=error.problem, next_step=error.next_step, exit_code=error.exit_code)
 
@@ -72,8 +97,8 @@ def _lines(result: Checked) -> list[str]:
     return lines
 
 
-def _model(settings: Settings) -> str:
-    plan = plan_model(settings)
+def _model(subject: Subject) -> str:
+    plan = subject.plan
     if plan.refused:
         raise PolicyError(plan.refused)
     there = format_bytes(plan.size_bytes - plan.move_bytes)
@@ -83,15 +108,16 @@ def _model(settings: Settings) -> str:
     )
 
 
-def _storage(settings: Settings) -> str:
-    root = settings.storage.release_root
+def _storage(subject: Subject) -> str:
+    root = subject.settings.storage.release_root
     if not storage.is_gs(root):
         return f"releases go to the folder {root}"
     bucket = storage.describe_bucket(storage.bucket_of(root))
     return f"gs://{bucket.name} in {bucket.location}"
 
 
-def _caches(settings: Settings) -> str:
+def _caches(subject: Subject) -> str:
+    settings = subject.settings
     zones = settings.cache.plain_zones()
     if not zones:
         return "no zone is to be cached"
@@ -106,20 +132,22 @@ def _caches(settings: Settings) -> str:
     return f"{', '.join(zones)}, in the bucket's location"
 
 
-def _cost(settings: Settings) -> str:
+def _cost(subject: Subject) -> str:
     """What holding the release in a cache of each zone would cost, so that it is known before one is made."""
+    settings = subject.settings
     zones = settings.cache.plain_zones()
     if not zones or not storage.is_gs(settings.storage.release_root):
         return "no cache is to be paid for"
     try:
         zones = list(cluster.resolve_zones(zones, settings.server.cluster))
-        return str(cache.estimate_cost(plan_model(settings).size_bytes, zones))
+        return str(cache.estimate_cost(subject.plan.size_bytes, zones))
     except StreamwayError:
         # What is wrong with the model or the cluster is said where it is looked at for its own sake.
         return "of the caches not known, because the model or their zones are not"
 
 
-def _project(settings: Settings) -> str:
+def _project(subject: Subject) -> str:
+    settings = subject.settings
     of_secrets = settings.model.token_secret or settings.watch.webhook_secret
     found = cluster.check_project(settings.server.cluster, services=["secretmanager"] if of_secrets else [])
     if found is None:
@@ -127,9 +155,9 @@ def _project(settings: Settings) -> str:
     return f"{found.name}{''.join(f'; {said}' for said in found.unknown)}"
 
 
-def _cluster(settings: Settings) -> str:
-    connection = cluster.connect(settings.server.cluster)
-    chosen = settings.server
+def _cluster(subject: Subject) -> str:
+    settings, chosen = subject.settings, subject.settings.server
+    connection = cluster.connect(chosen.cluster)
     cluster.check_zone(settings.pod_zone, chosen.cluster)
     lacking = server.check_permissions(namespace=chosen.namespace, cluster=chosen.cluster, warm_start=chosen.warm_start)
     version = connection.get("/version").get("gitVersion", "unknown")
@@ -157,12 +185,12 @@ def _distance(settings: Settings) -> str:
     )
 
 
-def _manifests(settings: Settings) -> str:
-    manifests = server.render(planned_server(settings))
+def _manifests(subject: Subject) -> str:
+    manifests = server.render(planned_server(subject.settings, subject.plan))
     return ", ".join(f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in manifests)
 
 
-CHECKS: dict[str, Callable[[Settings], str]] = {
+CHECKS: dict[str, Callable[[Subject], str]] = {
     "model": _model,
     "storage": _storage,
     "caches": _caches,

@@ -22,9 +22,8 @@ def plan_model(settings: Settings) -> hub.PullPlan:
     )
 
 
-def planned_server(settings: Settings) -> server.ServerSpec:
-    """The server that a run of a configuration would make, as the Hub describes its model now."""
-    plan = plan_model(settings)
+def planned_server(settings: Settings, plan: hub.PullPlan) -> server.ServerSpec:
+    """The server that a run of a configuration would make of a planned model."""
     return server.ServerSpec(
         release_uri=plan.release_uri,
         model_id=plan.model_id,

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from streamway import server, storage
-from streamway.cli.choices import planned_server
+from streamway.cli.choices import plan_model, planned_server
 from streamway.cli.configuration import environment_of, load_settings
 from streamway.cli.options import config_argument, set_option, state_option
 from streamway.server.groundwork import Ground, render_groundwork
@@ -23,7 +23,7 @@ def prepare(config: Path, standard: bool, overrides: tuple[str, ...], state_path
     """
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()):
-        spec: server.ServerSpec = planned_server(settings)
+        spec: server.ServerSpec = planned_server(settings, plan_model(settings))
     ground = Ground(
         cluster=settings.server.cluster,
         bucket=storage.bucket_of(settings.storage.release_root),

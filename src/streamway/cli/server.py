@@ -8,7 +8,7 @@ import click
 from streamway import gate, server, storage, warm_start
 from streamway import smoke as smoke_room
 from streamway.cli import output
-from streamway.cli.choices import planned_server, server_choices
+from streamway.cli.choices import plan_model, planned_server, server_choices
 from streamway.cli.configuration import environment_of, load_settings
 from streamway.cli.options import config_argument, json_option, set_option, state_option
 from streamway.errors import ReleaseError, SmokeTestError
@@ -30,7 +30,7 @@ def render(config: Path, release_uri: str, overrides: tuple[str, ...], state_pat
     settings = load_settings(config, overrides)
     with environment_of(settings, state_path.absolute()):
         given = _server_arguments(settings, release_uri) if release_uri else None
-        spec = server.ServerSpec(**given) if given else planned_server(settings)
+        spec = server.ServerSpec(**given) if given else planned_server(settings, plan_model(settings))
         manifests, derived = server.render(spec), server.derive(spec)
         output.say(f"{derived.gpu_count} x {spec.accelerator}, such as {', '.join(derived.machine_types)}", style="dim")
         output.say(_pod_words(derived), style="dim")
