@@ -9,6 +9,11 @@ from typing import Any
 import yaml
 from kubernetes_validate import validate
 
+from streamway import hub as hub_room
+from streamway import server, storage, weights
+from streamway.cli.choices import plan_model, planned_server
+from streamway.settings import Settings
+
 STREAMWAY = str(Path(sys.executable).with_name("streamway"))
 
 
@@ -109,3 +114,25 @@ def test_what_must_be_there_first_is_printed_as_a_script(hub: Any, bucket_uri: s
     assert f"gcloud storage buckets add-iam-policy-binding gs://{bucket_uri.split('/')[2]} " in done.stdout
     assert refused.returncode != 0
     assert "expected projects/P/locations/L/clusters/C" in " ".join(refused.stderr.split())
+
+
+def test_a_revision_has_the_same_name_before_its_model_is_converted_and_after(hub: Any, bucket_uri: str) -> None:
+    # A header of an odd length: the file will be written again, aligned, and so with another size.
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    header += b" " * (1 - len(header) % 2)
+    hub.model("org/odd", **{"model.safetensors": len(header).to_bytes(8, "little") + header + b"1234"})
+    root = f"{bucket_uri}/models"
+    settings = Settings.model_validate(
+        {"model": {"id": "org/odd"}, "storage": {"release_root": root}, "server": {"name": "odd"}}
+    )
+    pulled = hub_room.pull_model(model_id="org/odd", release_root=root)
+    before = planned_server(settings, plan_model(settings))
+    converted = weights.convert_weights(
+        snapshot_uri=pulled.uri, weights_uri=pulled.uri.replace("/source", "/weights"), release_root=root
+    )
+
+    release = storage.upload_model(weights_uri=converted.uri, release_root=root)
+
+    after = planned_server(settings, plan_model(settings))
+    assert before.size_bytes == after.size_bytes == release.size_bytes != pulled.size_bytes
+    assert server.render(before) == server.render(after)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -291,14 +292,18 @@ def weights_of(release: storage.Release) -> dict[str, str]:
     return {file.path: file.sha256 for file in release.files if file.path.endswith(".safetensors")}
 
 
+def unaligned_file() -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [MIB], "data_offsets": [0, 4 * MIB]}}).encode() + b" "
+    header += b" " * (len(header) % 2 == 0)  # an odd length leaves what follows unaligned
+    return len(header).to_bytes(8, "little") + header + os.urandom(4 * MIB)
+
+
 @pytest.mark.parametrize("form", ["pickled", "unaligned"])
 def test_a_commit_that_leaves_the_weights_makes_nothing_anew(hub: Any, cloud: Any, bucket_uri: str, form: str) -> None:
     if form == "pickled":
         files = {"pytorch_model.bin": torch.checkpoint_bytes(large_model())}
     else:
-        header = json.dumps({"w": {"dtype": "F32", "shape": [MIB], "data_offsets": [0, 4 * MIB]}}).encode() + b" "
-        header += b" " * (len(header) % 2 == 0)  # an odd length leaves what follows unaligned
-        files = {"model.safetensors": len(header).to_bytes(8, "little") + header + os.urandom(4 * MIB)}
+        files = {"model.safetensors": unaligned_file()}
     first = serve(hub, f"org/kept-{form}", bucket_uri, files)
     cloud.begin_anew()
     second = serve(hub, f"org/kept-{form}", bucket_uri, {**files, "README.md": b"# Better words"})
@@ -357,3 +362,43 @@ def test_what_was_found_elsewhere_and_is_gone_is_made_after_all(hub: Any, bucket
     made = convert(pulled, bucket_uri, release_root=bucket_uri)
     assert made.moved_bytes > 16 * MIB
     assert stored(made) == contents(state)
+
+
+def tied_model() -> State:
+    shared = torch.Storage(os.urandom(4 * MIB), "float16")
+    named = torch.Tensor(shared, (1024, 2048))
+    return {"model.embed_tokens.weight": named, "lm_head.weight": named, "layers.0.scale": matrix(64, "float32")}
+
+
+def two_checkpoints() -> dict[str, bytes]:
+    names = [f"pytorch_model-0000{part}-of-00002.bin" for part in (1, 2)]
+    files = {name: torch.checkpoint_bytes({f"layers.{name}": matrix(3 * MIB)}) for name in names}
+    index = {f"layers.{name}": name for name in names}
+    return {**files, "pytorch_model.bin.index.json": json.dumps({"weight_map": index}).encode()}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        lambda: {"pytorch_model.bin": torch.checkpoint_bytes(tied_model()), "tokenizer.json": b"{}"},
+        lambda: {"pytorch_model.bin": torch.legacy_bytes(tied_model())},
+        two_checkpoints,
+        lambda: {"model.safetensors": unaligned_file()},
+    ],
+    ids=["zip", "legacy", "two checkpoints", "unaligned"],
+)
+def test_the_size_of_a_release_is_known_before_a_tensor_moves(
+    hub: Any, cloud: Any, bucket_uri: str, files: Callable[[], dict[str, bytes]]
+) -> None:
+    content = files()
+    commit = hub.push("org/foreseen", {"config.json": b"{}", **content}, keep_other_files=False)
+    hub.begin_anew()
+    found = hub_room.find_at_hub(model_id="org/foreseen", commit_sha=commit)
+    planned = weights.planned_bytes(found.snapshot, open_left=found.open)
+    moved = hub.bytes_out()
+
+    release = serve(hub, "org/foreseen", bucket_uri, content)
+
+    assert planned == release.size_bytes
+    assert planned != sum(file.size_bytes for file in found.snapshot.files)
+    assert moved < 5 * BESIDE

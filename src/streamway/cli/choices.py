@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from streamway import hub, server
-from streamway.hub.pull import Pull
-from streamway.hub.repository import read_repository
+from streamway import hub, server, storage, weights
 from streamway.settings import Settings
 
 
@@ -24,26 +22,31 @@ def plan_model(settings: Settings) -> hub.PullPlan:
 
 def planned_server(settings: Settings, plan: hub.PullPlan) -> server.ServerSpec:
     """The server that a run of a configuration would make of a planned model."""
+    size_bytes, model_config = _planned_release(settings, plan)
     return server.ServerSpec(
         release_uri=plan.release_uri,
         model_id=plan.model_id,
         commit_sha=plan.commit_sha,
-        size_bytes=plan.size_bytes,
-        model_config=_planned_config(settings, plan),
+        size_bytes=size_bytes,
+        model_config=model_config,
         **server_choices(settings),
     )
 
 
-def _planned_config(settings: Settings, plan: hub.PullPlan) -> Mapping[str, Any]:
-    """The config.json of a planned release: as it was published, or as the Hub has it."""
-    if plan.already_published:
-        return server.read_model_config(plan.release_uri)
+def _planned_release(settings: Settings, plan: hub.PullPlan) -> tuple[int, Mapping[str, Any]]:
+    """The bytes and the config.json of a planned release: as it was published, or as its conversion will have it.
+
+    Both decide what a pod is, so what is shown before a run has the name that the run will give it.
+    """
+    if (release := storage.find_release(plan.release_uri)) is not None:
+        return release.size_bytes, server.read_model_config(release.uri)
     token = hub.read_token(settings.model.token_secret)
-    repository = read_repository(plan.model_id, plan.commit_sha, token=token)
-    file = next((file for file in repository.files if file.path == "config.json"), None)
-    if file is None:
-        return {}
-    return server.parse_model_config(Pull(repository, token).read_small(file), f"config.json of {plan.model_id}")
+    model = hub.find_at_hub(model_id=plan.model_id, commit_sha=plan.commit_sha, token=token)
+    size_bytes = weights.planned_bytes(model.snapshot, open_left=model.open)
+    described = model.read_small("config.json")
+    if described is None:
+        return size_bytes, {}
+    return size_bytes, server.parse_model_config(described, f"config.json of {plan.model_id}")
 
 
 def server_choices(settings: Settings) -> dict[str, Any]:

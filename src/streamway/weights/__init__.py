@@ -3,6 +3,7 @@
 from streamway.weights.convert import ConvertedWeights, convert_weights
 from streamway.weights.findings import Finding
 from streamway.weights.reports import report_lines
+from streamway.weights.sizes import planned_bytes
 from streamway.weights.validate import ValidationReport, validate
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Finding",
     "ValidationReport",
     "convert_weights",
+    "planned_bytes",
     "report_lines",
     "validate",
 ]

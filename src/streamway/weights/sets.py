@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from streamway.storage import open_reader
 from streamway.storage.segments import ByteReader
 from streamway.weights.findings import Finding, error, warning
 from streamway.weights.folders import WeightSet
@@ -45,7 +44,7 @@ class ReadSet:
 def read_set(source: ModelSource, weights: WeightSet) -> ReadSet:
     """Read every header of a set by ranges, and judge the set; no tensor's byte is read."""
     with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        results = list(pool.map(_read_shard, weights.files))
+        results = list(pool.map(lambda file: _read_shard(source, file), weights.files))
     shards = tuple(result for result in results if isinstance(result, ReadShard))
     findings = [result for result in results if isinstance(result, Finding)]
     findings += _repeated_names(shards)
@@ -55,8 +54,8 @@ def read_set(source: ModelSource, weights: WeightSet) -> ReadSet:
     return ReadSet(shards=shards, findings=tuple(findings))
 
 
-def _read_shard(file: SourceFile) -> ReadShard | Finding:
-    reader = open_reader(file.uri)
+def _read_shard(source: ModelSource, file: SourceFile) -> ReadShard | Finding:
+    reader = source.open(file)
     try:
         return ReadShard(file=file, reader=reader, header=read_header(reader))
     except HeaderError as fault:

@@ -104,8 +104,18 @@ class ModelSource:
         """
         if path not in self.jsons:
             file = self.find(path)
-            self.jsons[path] = read_json_object(file.uri) if file else {}
+            self.jsons[path] = _json_object(self._read_small(file), file.uri) if file else {}
         return self.jsons[path]
+
+    def _read_small(self, file: SourceFile) -> bytes:
+        if not file.is_left:
+            return read_file(file.uri, max_bytes=_JSON_BYTES)
+        if file.size_bytes > _JSON_BYTES:
+            raise StorageError(
+                f"{file.uri} has {file.size_bytes:,} bytes, expected at most {_JSON_BYTES:,} of a description.",
+                next_step="Ask the model's owner for a repository whose descriptions are no larger.",
+            )
+        return bytes(self.open(file).read(0, file.size_bytes))
 
 
 def read_source(uri: str, *, open_left: OpenLeft | None = None) -> ModelSource:
@@ -124,6 +134,11 @@ def read_source(uri: str, *, open_left: OpenLeft | None = None) -> ModelSource:
     if not files:
         raise StorageError(f"{uri} has no files.", next_step="Give the folder or gs:// prefix that holds the model.")
     return ModelSource(uri=uri, files=files)
+
+
+def source_at_hub(snapshot: Snapshot, open_left: OpenLeft) -> ModelSource:
+    """A model whose files all lie at the Hub still."""
+    return replace(_from_record(f"{snapshot.source}/{snapshot.model_id}", snapshot), open_left=open_left)
 
 
 def _read_record(uri: str) -> Snapshot | PreparedWeights | None:
@@ -174,14 +189,9 @@ def version_of(file: SourceFile) -> str:
     return open_reader(file.uri).version
 
 
-def read_json_object(uri: str) -> dict[str, Any]:
-    """Read a small JSON file whose top is an object.
-
-    Raises:
-        StorageError: it is not one.
-    """
+def _json_object(data: bytes, uri: str) -> dict[str, Any]:
     try:
-        found = json.loads(read_file(uri, max_bytes=_JSON_BYTES))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{uri} is not JSON: {error}.", next_step="Download the file again.") from error
     if not isinstance(found, Mapping):
