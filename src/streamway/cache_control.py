@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import google.auth.exceptions
@@ -60,7 +60,7 @@ class ZoneCache:
             lower case.
         name: Resource name.
         ttl_seconds: How long an entry lives.
-        since: When the cache last changed, ISO 8601; empty where the API does not say.
+        since: When the cache last changed, to the second, in UTC; empty where the API does not say.
         ingest_on_write: Whether uploads fill it.
         pending_update: Whether a change of it is under way.
         action: What was done: created, resumed, updated, found, waits (a change is refused until one that is
@@ -252,7 +252,7 @@ def _described(cache: Any, action: str) -> ZoneCache:
         state=cache.state.lower(),
         name=cache.name,
         ttl_seconds=int(cache.ttl.total_seconds()) if cache.ttl else 0,
-        since=changed.isoformat() if changed else "",
+        since=f"{changed.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if changed else "",
         ingest_on_write=bool(cache.ingest_on_write),
         pending_update=bool(cache.pending_update),
         action=action,

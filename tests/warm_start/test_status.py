@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -47,13 +48,14 @@ def test_status_tells_revisions_proof_caches_and_kits(endpoint: Any, parts: Any)
     (cache,) = told["caches"]
     assert (cache["bucket"], cache["zone"], cache["state"]) == ("kits", "us-central1-a", "running")
     assert (cache["ttl_seconds"], cache["ingest_on_write"]) == (48 * 3600, True)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", cache["since"])
     assert sorted(kit["saved_seconds"] or 0 for kit in told["kits"]) == [0, 25.0]
     lines = shown.stdout.splitlines()
     for words in (
         [active["name"], told["active_since"]],
         ["Tested", told["last_smoke_test"], told["tested_at"]],
         ["previous", previous["name"], SHA[:12], previous["created"]],
-        ["cache", "kits in us-central1-a: running, entries live 48 h, filled by uploads"],
+        ["cache", "kits in us-central1-a: running, entries live 48 h, filled by uploads", f"since {cache['since']}"],
         ["warm start", "saved 25.0 s"],
     ):
         assert any(all(word in line for word in words) for line in lines), f"{words} in\n{shown.stdout}"
