@@ -69,11 +69,13 @@ def smoke_test(
                 commit_sha=commit_sha,
                 cluster=cluster,
                 run=run_uri,
-                questions=questions,
-                allowed_regression=allowed_regression,
-                chat_required=chat_required,
-                min_context_length=int(min_context_length),
-                timeout_seconds=timeout_seconds,
+                expected=gate.Expectations(
+                    questions=questions,
+                    allowed_regression=allowed_regression,
+                    chat_required=chat_required,
+                    min_context_length=int(min_context_length),
+                    timeout_seconds=timeout_seconds,
+                ),
             )
         except smoke.WrongAnswerError as error:
             Path(answers.path).write_text(smoke.render_html(error.report))

@@ -16,6 +16,38 @@ from streamway.server.lease import CLAIM_SECONDS, Holding, hold_endpoint
 logger = logging.getLogger("streamway.gate")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expectations:
+    """What the answers of a revision are held to.
+
+    Args:
+        questions: Questions with expected answers, as plain values; none asks for a sound answer only.
+        allowed_regression: By what share latency and throughput may be worse than those of the release that served
+            before; 0 does not compare.
+        chat_required: Whether a model that cannot chat fails, instead of being asked for what it serves.
+        min_context_length: Shortest context that the model must be served with, in tokens; 0 for any.
+        timeout_seconds: Longest time for the questions.
+    """
+
+    questions: Sequence[Mapping[str, Any]] = ()
+    allowed_regression: float = 0.0
+    chat_required: bool = False
+    min_context_length: int = 0
+    timeout_seconds: float = 300.0
+
+    def ask(self, *, previous_figures: Mapping[str, float], **place: Any) -> smoke.SmokeReport:
+        """Ask what `place` says, as `streamway.smoke.smoke_test` takes it, and compare it with these figures."""
+        return smoke.smoke_test(
+            **place,
+            questions=smoke.parse_questions(self.questions),
+            previous_metrics=previous_figures,
+            allowed_regression=self.allowed_regression,
+            chat_required=self.chat_required,
+            min_context_tokens=self.min_context_length,
+            timeout_seconds=self.timeout_seconds,
+        )
+
+
 def smoke_test(
     *,
     name: str,
@@ -25,13 +57,9 @@ def smoke_test(
     port: int,
     served_model_name: str,
     commit_sha: str,
+    expected: Expectations,
     cluster: str = "",
     run: str = "",
-    questions: Sequence[Mapping[str, Any]] = (),
-    allowed_regression: float = 0.0,
-    chat_required: bool = False,
-    min_context_length: int = 0,
-    timeout_seconds: float = 300.0,
 ) -> smoke.SmokeReport:
     """Ask a held revision, then let the endpoint serve it and keep its warm-start kit; or return to what served before.
 
@@ -43,14 +71,9 @@ def smoke_test(
         port: Its port.
         served_model_name: The name that the API must report.
         commit_sha: The commit that must be deployed.
+        expected: What its answers are held to.
         cluster: As in `streamway.cluster.connect`.
         run: What all steps of this run call it; takes up what `deploy_server` claimed for it.
-        questions: Questions with expected answers, as plain values.
-        allowed_regression: By what share latency and throughput may be worse than those of the release that served
-            before; 0 does not compare.
-        chat_required: Whether a model that cannot chat fails, instead of being asked for what it serves.
-        min_context_length: Shortest context that the model must be served with, in tokens; 0 for any.
-        timeout_seconds: Longest time for the questions.
 
     Returns:
         The report of a test that passed.
@@ -69,7 +92,7 @@ def smoke_test(
         serves = before.active == revision
         has_passed = serves and bool(before.last_smoke_test)
         try:
-            verdict = smoke.smoke_test(
+            verdict = expected.ask(
                 commit_sha=commit_sha,
                 # Where it serves already, this step has been here before, or another run for the same.
                 service=name if serves else service,
@@ -77,13 +100,8 @@ def smoke_test(
                 served_model_name=served_model_name,
                 cluster=cluster,
                 namespace=namespace,
-                questions=smoke.parse_questions(questions),
                 # The figures of a revision that serves are its own, and noise is no regression.
-                previous_metrics={} if serves else before.last_figures,
-                allowed_regression=allowed_regression,
-                chat_required=chat_required,
-                min_context_tokens=min_context_length,
-                timeout_seconds=timeout_seconds,
+                previous_figures={} if serves else before.last_figures,
             )
         except StreamwayError as error:
             if isinstance(error, smoke.WrongAnswerError) and (suspicion := endpoint.suspect_kit()):
@@ -108,31 +126,22 @@ def prover(
     namespace: str,
     served_model_name: str,
     commit_sha: str,
+    expected: Expectations,
     cluster: str = "",
-    questions: Sequence[Mapping[str, Any]] = (),
-    allowed_regression: float = 0.0,
-    chat_required: bool = False,
-    min_context_length: int = 0,
-    timeout_seconds: float = 300.0,
 ) -> server.Verify:
     """Return what proves a revision within its rollout, before the Service selects it; arguments as in `smoke_test`."""
 
     def prove(candidate: server.Candidate) -> server.Proof:
         before = server.read_status(name=name, namespace=namespace, cluster=cluster)
         try:
-            verdict = smoke.smoke_test(
+            verdict = expected.ask(
                 commit_sha=commit_sha,
                 service=candidate.service,
                 port=candidate.port,
                 served_model_name=served_model_name,
                 cluster=cluster,
                 namespace=namespace,
-                questions=smoke.parse_questions(questions),
-                previous_metrics=before.last_figures,
-                allowed_regression=allowed_regression,
-                chat_required=chat_required,
-                min_context_tokens=min_context_length,
-                timeout_seconds=timeout_seconds,
+                previous_figures=before.last_figures,
             )
         except smoke.WrongAnswerError as error:
             revision = candidate.revision

@@ -49,8 +49,10 @@ def prove(namespace: str) -> Callable[..., Any]:
             served_model_name=deployed.served_model_name,
             commit_sha=deployed.commit_sha,
             run=run,
-            questions=[{"prompt": "What is the capital of France?", "expect": expect}],
-            allowed_regression=allowed_regression,
+            expected=gate.Expectations(
+                questions=[{"prompt": "What is the capital of France?", "expect": expect}],
+                allowed_regression=allowed_regression,
+            ),
         )
 
     return run

@@ -159,7 +159,7 @@ class House:
             port=deployed.port,
             served_model_name=deployed.served_model_name,
             commit_sha=SHA,
-            questions=[{"prompt": "What is the capital of France?", "expect": "Paris"}],
+            expected=gate.Expectations(questions=[{"prompt": "What is the capital of France?", "expect": "Paris"}]),
         )
 
     def serve(self, **changes: Any) -> server.DeployedServer:

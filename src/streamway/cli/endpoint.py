@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from streamway.cli import output
 from streamway.cli.configuration import load_settings
 from streamway.cli.options import json_option
 from streamway.errors import StreamwayError
-
-if TYPE_CHECKING:
-    from streamway.settings import SmokeSettings
 
 # Whoever looks at an endpoint in trouble does not wait long for its caches.
 _CACHE_SECONDS = 10.0
@@ -75,7 +71,7 @@ def rollback(name: str, namespace: str, cluster: str, revision: str, config: Pat
     what fits it: a question, or, where it serves only embeddings, one of these. With --questions, whichever it is must
     first answer those of CONFIG. Exits with 71 when an answer is wrong.
     """
-    expected = load_settings(config).smoke if config else None
+    expected = gate.Expectations(**load_settings(config).smoke.expectations()) if config else None
     with output.narrated():
         found = server.rollback(
             name=name,
@@ -89,7 +85,7 @@ def rollback(name: str, namespace: str, cluster: str, revision: str, config: Pat
 
 
 def _prover(
-    name: str, namespace: str, cluster: str, revision: str, expected: "SmokeSettings | None"
+    name: str, namespace: str, cluster: str, revision: str, expected: gate.Expectations | None
 ) -> server.Verify | None:
     """What proves a revision that is not known to have answered, or shall answer something else; None without need."""
     found = server.read_status(name=name, namespace=namespace, cluster=cluster)
@@ -102,7 +98,7 @@ def _prover(
         cluster=cluster,
         served_model_name=wanted.served_model_name,
         commit_sha=wanted.commit_sha,
-        **(expected.expectations() if expected else {}),
+        expected=expected or gate.Expectations(),
     )
 
 

@@ -141,7 +141,7 @@ def _prover(settings: Settings, arguments: dict[str, Any]) -> server.Verify:
         served_model_name=arguments["served_model_name"] or arguments["model_id"],
         commit_sha=arguments["commit_sha"],
         cluster=settings.server.cluster,
-        **settings.smoke.expectations(),
+        expected=gate.Expectations(**settings.smoke.expectations()),
     )
 
 
