@@ -14,7 +14,7 @@ import pytest
 from google.auth.credentials import Credentials
 from google.cloud import container_v1
 
-from streamway.cluster import connect, gateway_configuration, gke_configuration
+from streamway.cluster import connect, gke_configuration
 from streamway.errors import ApiServerError, ClusterPermissionError, ClusterUnreachableError, SettingsError
 
 API = {"kind": "APIVersions", "versions": ["v1"]}
@@ -272,16 +272,6 @@ def test_an_ip_endpoint_is_checked_against_the_clusters_own_authority() -> None:
 
     assert configuration.host == "https://203.0.113.7"
     assert Path(configuration.ssl_ca_cert).read_bytes() == b"certificate"
-
-
-def test_a_fleet_member_is_reached_through_connect_gateway() -> None:
-    regional = gateway_configuration("p", "us-central1", "m", credentials=Renewing())
-    everywhere = gateway_configuration("p", "global", "m", credentials=Renewing())
-
-    assert regional.host == (
-        "https://us-central1-connectgateway.googleapis.com/v1/projects/p/locations/us-central1/gkeMemberships/m"
-    )
-    assert everywhere.host.startswith("https://connectgateway.googleapis.com/v1/projects/p/locations/global/")
 
 
 def test_tokens_are_renewed_when_a_request_finds_them_old() -> None:

@@ -6,7 +6,6 @@ and certificates as they always do.
 """
 
 import base64
-import ipaddress
 import json
 import socket
 import ssl
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,9 @@ import grpc
 import pytest
 import urllib3
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
+from authorities import Authority, private_pem
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth import jwt
 from google.cloud import container_v1
 
@@ -39,69 +36,11 @@ IP_ENDPOINT = "203.0.113.7"
 GATEWAY = "us-central1-connectgateway.googleapis.com"
 GKE_API = "container.googleapis.com"
 GKE_NAME = "projects/acme/locations/us-central1/clusters/prod"
-MEMBER_PATH = "/v1/projects/acme/locations/us-central1/gkeMemberships/prod"
-
-
-@dataclass
-class Authority:
-    """A certificate authority."""
-
-    folder: Path
-    name: str
-
-    def __post_init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)])
-        constraints = x509.BasicConstraints(ca=True, path_length=None)
-        certificate = (
-            self._builder(self._subject, self._key.public_key())
-            .add_extension(constraints, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        self.pem = certificate.public_bytes(serialization.Encoding.PEM)
-        self.path = self.folder / f"{self.name}.crt"
-        self.path.write_bytes(self.pem)
-
-    def issue(self, name: str) -> tuple[bytes, bytes]:
-        """Make key and certificate for a name or an address."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        try:
-            subject: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
-        except ValueError:
-            subject = x509.DNSName(name)
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        certificate = (
-            self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key())
-            .add_extension(x509.SubjectAlternativeName([subject]), critical=False)
-            .add_extension(issuer, critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        return private_pem(key), certificate.public_bytes(serialization.Encoding.PEM)
-
-    def server_context(self, name: str) -> ssl.SSLContext:
-        key, certificate = self.issue(name)
-        pair = self.folder / f"{name}.pem"
-        pair.write_bytes(key + certificate)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pair)
-        return context
-
-    def _builder(self, subject: x509.Name, key: Any) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._subject)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(datetime.now(UTC) - timedelta(days=1))
-            .not_valid_after(datetime.now(UTC) + timedelta(days=1))
-        )
-
-
-def private_pem(key: Any) -> bytes:
-    plain = serialization.NoEncryption()
-    return bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+# Connect Gateway for members of a region and for all others, and what of each precedes Kubernetes' own paths.
+MEMBER_PATHS = {
+    GATEWAY: "/v1/projects/123456789/locations/us-central1/gkeMemberships/prod",
+    "connectgateway.googleapis.com": "/v1/projects/123456789/locations/global/memberships/attached",
+}
 
 
 @dataclass
@@ -130,12 +69,14 @@ class Door:
         prefix: What precedes Kubernetes' own paths.
         accepts: Tells whether a token is known.
         passes_on: Whether the cluster is asked with the caller's own token, and not with the administrator's.
+        says: Status and JSON that are answered here, by path.
     """
 
     host: str
     prefix: str
     accepts: Callable[[str], bool]
     passes_on: bool = False
+    says: dict[str, tuple[int, Any]] = field(default_factory=dict)
     port: int = 0
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     open_watches: list[socket.socket] = field(default_factory=list)
@@ -164,6 +105,10 @@ def serve_door(door: Door, context: ssl.SSLContext, cluster: "Behind") -> Thread
             if scheme.lower() != "bearer" or not door.accepts(token):
                 status = {"kind": "Status", "status": "Failure", "reason": "Unauthorized", "message": "Unauthorized"}
                 self.answer(401, [], json.dumps({**status, "code": 401}).encode(), path, token)
+                return
+            if path in door.says:
+                code, said = door.says[path]
+                self.answer(code, [("Content-Type", "application/json")], json.dumps(said).encode(), path, token)
                 return
             length = int(self.headers.get("Content-Length") or 0)
             kept = {name: value for name, value in self.headers.items() if name.lower() in {"content-type", "accept"}}
@@ -296,8 +241,9 @@ def google(behind: Behind, tmp_path: Path) -> Iterator[Google]:
     doors = {
         DNS_ENDPOINT: Door(DNS_ENDPOINT, "", tokens.valid.__contains__),
         IP_ENDPOINT: Door(IP_ENDPOINT, "", tokens.valid.__contains__),
-        GATEWAY: Door(GATEWAY, MEMBER_PATH, tokens.valid.__contains__),
     }
+    for host, path in MEMBER_PATHS.items():
+        doors[host] = Door(host, path, tokens.valid.__contains__, says=gateway_answers(host, path))
     described = container_v1.Cluster(
         name="prod",
         endpoint=IP_ENDPOINT,
@@ -348,6 +294,17 @@ def google(behind: Behind, tmp_path: Path) -> Iterator[Google]:
         server.server_close()
     proxy.close()
     gke.stop(None)
+
+
+def gateway_answers(host: str, path: str) -> dict[str, tuple[int, Any]]:
+    """What Connect Gateway says of its one member there, whose project it is asked for by id."""
+    location, membership = path.split("/")[5], path.split("/")[7]
+    config = {"clusters": [{"name": membership, "cluster": {"server": f"https://{host}{path}"}}]}
+    encoded = base64.b64encode(yaml.safe_dump(config).encode()).decode()
+    known = f"/v1/projects/acme/locations/{location}/memberships/{membership}:generateCredentials"
+    unknown = known.replace("/acme/", "/other/")
+    denied = {"code": 403, "message": "Permission 'gkehub.gateway.generateCredentials' denied", "status": "DENIED"}
+    return {known: (200, {"kubeconfig": encoded}), unknown: (403, {"error": denied})}
 
 
 def _public_pem(key: Any) -> bytes:

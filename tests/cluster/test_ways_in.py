@@ -27,10 +27,16 @@ WAYS = [
     (
         MEMBER_NAME,
         GATEWAY,
-        f"https://{GATEWAY}/v1/projects/acme/locations/us-central1/gkeMemberships/prod",
+        f"https://{GATEWAY}/v1/projects/123456789/locations/us-central1/gkeMemberships/prod",
     ),
 ]
 IDS = ["DNS endpoint", "IP endpoint", "Connect Gateway"]
+# Not a cluster of GKE, and so in another collection of Connect Gateway's.
+ATTACHED = (
+    "projects/acme/locations/global/memberships/attached",
+    "connectgateway.googleapis.com",
+    "https://connectgateway.googleapis.com/v1/projects/123456789/locations/global/memberships/attached",
+)
 
 
 class Traveller:
@@ -111,7 +117,7 @@ def close_other_doors(google: Any, host: str) -> None:
         google.described.control_plane_endpoints_config.dns_endpoint_config.allow_external_traffic = False
 
 
-@pytest.mark.parametrize(("cluster", "host", "address"), WAYS, ids=IDS)
+@pytest.mark.parametrize(("cluster", "host", "address"), [*WAYS, ATTACHED], ids=[*IDS, "attached cluster"])
 def test_a_cluster_is_reached_and_watched(
     google: Any, travel: Callable[..., Traveller], add: Callable[[], str], cluster: str, host: str, address: str
 ) -> None:
@@ -176,6 +182,15 @@ def test_a_cluster_that_gke_does_not_know_is_told_so(google: Any, travel: Callab
     said = traveller.next_line()
     assert f"GKE does not show us the cluster {wrong}: 404 Not found" in said
     assert "gcloud container clusters list" in said
+
+
+def test_a_fleet_member_that_is_not_shown_is_told_so(google: Any, travel: Callable[..., Traveller]) -> None:
+    wrong = MEMBER_NAME.replace("acme", "other")
+    traveller = travel(google.environment, wrong)
+
+    said = traveller.next_line()
+    assert f"Connect Gateway does not show us the fleet member {wrong}: 403 Permission 'gkehub.gateway." in said
+    assert "gcloud container fleet memberships list" in said
 
 
 def test_a_certificate_of_another_authority_is_refused(google: Any, travel: Callable[..., Traveller]) -> None:

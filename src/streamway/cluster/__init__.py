@@ -1,6 +1,6 @@
 """The way to a Kubernetes API server, shared by everything that talks to one and written once."""
 
-from streamway.cluster.access import connect, gateway_configuration, gke_configuration
+from streamway.cluster.access import connect, gke_configuration
 from streamway.cluster.connection import (
     RELEASE,
     RELEASE_URI,
@@ -27,7 +27,6 @@ __all__ = [
     "check_project",
     "check_zone",
     "connect",
-    "gateway_configuration",
     "gke_configuration",
     "resolve_zones",
     "run_in_container",

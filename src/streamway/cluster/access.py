@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
 from requests.utils import get_environ_proxies
 
 from streamway.cluster.connection import ClusterConnection, sentence
@@ -69,7 +70,8 @@ def connect(cluster: str = "", *, timeout_seconds: float = 10) -> ClusterConnect
         way = _cloud_way(cluster, gke_configuration(found, credentials=credentials), credentials)
     elif match := _MEMBERSHIP_NAME.fullmatch(cluster):
         credentials = cloud_credentials()
-        way = _cloud_way(cluster, gateway_configuration(*match.groups(), credentials=credentials), credentials)
+        address = find_gateway_address(*match.groups(), credentials=credentials, timeout_seconds=timeout_seconds)
+        way = _cloud_way(cluster, _gateway_configuration(address, credentials=credentials), credentials)
     else:
         raise SettingsError(
             f"cluster is {cluster!r}, which names no cluster.",
@@ -109,26 +111,69 @@ def gke_configuration(cluster: Any, *, credentials: Any) -> Any:
     return configuration
 
 
-def gateway_configuration(project: str, location: str, membership: str, *, credentials: Any) -> Any:
-    """Configure a client for a fleet member through Connect Gateway.
+def _gateway_configuration(address: str, *, credentials: Any) -> Any:
+    """Configure a client for a fleet member at the address that Connect Gateway gives it.
+
+    Args:
+        address: As `find_gateway_address` returns it.
+        credentials: As in `gke_configuration`.
+    """
+    from kubernetes.client import Configuration
+
+    configuration = Configuration()
+    configuration.host = address
+    configuration.ssl_ca_cert = os.environ.get(_AUTHORITIES)
+    _renew_with(configuration, credentials)
+    return configuration
+
+
+def find_gateway_address(
+    project: str, location: str, membership: str, *, credentials: Any, timeout_seconds: float
+) -> str:
+    """Ask Connect Gateway for the address of a fleet member.
+
+    The address has the project's number, and one collection for clusters of GKE and another for all others, so it is
+    not composed here but taken from the kubeconfig that gcloud gets with the same call
+    (https://github.com/googleapis/googleapis/blob/master/google/cloud/gkeconnect/gateway/v1/control.proto).
 
     Args:
         project: Project id or number.
         location: Region of the membership, or `global`.
         membership: Its name.
-        credentials: As in `gke_configuration`.
-    """
-    from kubernetes.client import Configuration
+        credentials: google-auth credentials.
+        timeout_seconds: How long the answer may take.
 
+    Raises:
+        ClusterUnreachableError: there is no such membership, or it is not shown to us.
+    """
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import AuthorizedSession
+    from requests import RequestException
+
+    name = f"projects/{project}/locations/{location}/memberships/{membership}"
     region = "" if location == "global" else f"{location}-"
-    configuration = Configuration()
-    configuration.host = (
-        f"https://{region}connectgateway.googleapis.com/v1/projects/{project}/locations/{location}"
-        f"/gkeMemberships/{membership}"
+    url = f"https://{region}connectgateway.googleapis.com/v1/{name}:generateCredentials"
+    session = AuthorizedSession(credentials)
+    session.verify = os.environ.get(_AUTHORITIES) or True
+    try:
+        answer = session.get(url, timeout=timeout_seconds)
+        found = answer.json()
+        if not answer.ok:
+            raise _no_member(name, f"{answer.status_code} {found['error']['message']}")
+        kubeconfig = yaml.safe_load(base64.b64decode(found["kubeconfig"]))
+        return str(kubeconfig["clusters"][0]["cluster"]["server"])
+    except (RequestException, GoogleAuthError) as error:
+        raise _no_member(name, str(error)) from error
+    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise _no_member(name, f"{answer.status_code}, without a kubeconfig: {answer.text[:300]!r}") from error
+
+
+def _no_member(name: str, why: str) -> ClusterUnreachableError:
+    return ClusterUnreachableError(
+        f"Connect Gateway does not show us the fleet member {name}: {why.rstrip('.')}.",
+        next_step="Check the name with `gcloud container fleet memberships list`, that this account has "
+        "roles/gkehub.gatewayEditor on its project, and write the project's number if its id is not understood.",
     )
-    configuration.ssl_ca_cert = os.environ.get(_AUTHORITIES)
-    _renew_with(configuration, credentials)
-    return configuration
 
 
 def _from_kubeconfig(context: str) -> _Way:
