@@ -1,7 +1,8 @@
 """Servers to render, and a cluster to roll them out on.
 
-Where STREAMWAY_TEST_IMAGE names an image that has the engine's double as its `vllm`, the cluster is that of KUBECONFIG;
-otherwise the sandbox's is started, so that nobody tests on a cluster of theirs by accident. No test knows which it is.
+Where STREAMWAY_TEST_IMAGE names an image that has the engine's double as its `vllm`, made by images/double/Dockerfile,
+the cluster is that of KUBECONFIG; otherwise the sandbox's is started, so that nobody tests on a cluster of theirs by
+accident. No test knows which it is.
 """
 
 import base64
