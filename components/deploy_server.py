@@ -56,7 +56,7 @@ def deploy_server(
         accelerator: GKE accelerator, such as nvidia-l4.
         gpu_count: GPUs for the server; 0 derives them from the size of the model.
         zone: Zone to keep the server in, such as the cached one; empty for any.
-        engine_arguments: More arguments for `vllm serve`.
+        engine_arguments: More arguments for the engine.
         environment: More environment variables for the engine.
         strategy: "surge" or "blue_green" where a spare GPU exists, "recreate" where none does, "auto" to find out.
         keep_hours: How long blue_green keeps the old revision running, in hours.

@@ -80,7 +80,7 @@ def promote_model(
         accelerator: GKE accelerator, such as nvidia-l4.
         gpu_count: GPUs for the server; 0 derives them from the size of the model.
         zone: Zone to keep the server in; empty for any.
-        engine_arguments: More arguments for `vllm serve`.
+        engine_arguments: More arguments for the engine.
         environment: More environment variables for the engine.
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
         keep_hours: How long blue_green keeps the old revision running, in hours.

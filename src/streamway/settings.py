@@ -78,7 +78,7 @@ class ServerSettings(_Section):
     zone: str = Field(
         "", description="Zone to keep the server in; empty for the cached one where there is one, else for any."
     )
-    engine_arguments: tuple[str, ...] = Field((), description="More arguments for `vllm serve`.")
+    engine_arguments: tuple[str, ...] = Field((), description="More arguments for the engine.")
     environment: dict[str, str] = Field(default_factory=dict, description="More environment for the engine.")
     strategy: Literal["auto", "surge", "blue_green", "recreate"] = Field(
         "auto", description="How a new revision takes over."

@@ -15,7 +15,7 @@ from streamway.errors import SettingsError
 from streamway.server import ServerSpec, derive, render, to_yaml
 from streamway.server.engine import read_image
 from streamway.server.spec import Resources
-from streamway.server.vllm_flags import known_flags
+from streamway.server.vllm_flags import FLAGS
 
 GIB = 1024**3
 Spec = Callable[..., ServerSpec]
@@ -295,13 +295,6 @@ def test_rendering_needs_neither_cluster_nor_cloud() -> None:
     assert not {name for name in json.loads(found) if name.startswith(("kfp", "pydantic", "google.cloud.storage"))}
 
 
-def test_sglang_serves_the_same_release(spec: Spec) -> None:
-    found = container(spec(image="lmsysorg/sglang:v0.5.6", gpu_count=2))
-
-    assert found["command"] == ["python3", "-m", "sglang.launch_server", f"--model-path={spec().release_uri}"]
-    assert {"--load-format=runai_streamer", "--tp-size=2", "--port=8000"} <= set(found["args"])
-
-
 def test_a_misspelt_option_is_found_before_a_node_is(spec: Spec) -> None:
     with pytest.raises(SettingsError) as caught:
         spec(engine_arguments=["--max-modell-len=2048"])
@@ -330,7 +323,7 @@ def test_every_version_knows_what_it_is_told_by_us(spec: Spec, version: str) -> 
     args = container(spec(image=f"vllm/vllm-openai:v{version}", gpu_count=2))["args"]
 
     flags = {argument.partition("=")[0] for argument in args if argument.startswith("--")}
-    assert flags and flags <= known_flags(read_image(f"vllm/vllm-openai:v{version}").version)
+    assert flags and flags <= FLAGS.known(read_image(f"vllm/vllm-openai:v{version}").version)
 
 
 @pytest.mark.parametrize(

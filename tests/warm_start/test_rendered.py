@@ -119,7 +119,7 @@ def test_what_the_cache_does_not_depend_on_is_the_same_key(
     [
         {"warm_start": False},
         {"environment": {"VLLM_CACHE_ROOT": "/mine"}},
-        {"image": "lmsysorg/sglang:v0.5.0"},
+        {"image": "lmsysorg/sglang:v0.5.12"},
     ],
     ids=["switched off", "a place of one's own", "another engine"],
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 from streamway.errors import StorageError
 from streamway.server.accelerators import GIB, USABLE_SHARE, Accelerator, room_beside_weights
+from streamway.server.engine import TITLES
 from streamway.server.kv_cache import Demand, NotKnownError, read_demand
 from streamway.storage.addresses import join
 from streamway.storage.files import exists, read_file
@@ -103,7 +104,9 @@ def choose_context(
     """
     given = _read_arguments(engine_arguments)
     if engine != "vllm":
-        return Context(said=f"the context is left to {engine}, which starts with what fits")
+        # Its name for the length, --context-length, takes no word for "what fits", and it starts without.
+        title = TITLES[engine]
+        return Context(said=f"the context is left to {title}, which starts with what fits and refuses what is longer")
     if "--max-model-len" in given:
         return Context(said=f"the context is --max-model-len={given['--max-model-len']}, as engine_arguments say")
     try:

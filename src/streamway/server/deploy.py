@@ -155,7 +155,7 @@ def deploy_server(
         zone: Zone to keep the pods in, such as the cached one; empty for any.
         replicas: Pods; with `max_replicas`, the fewest.
         max_replicas: Most pods that an autoscaler may ask for; 0 for no autoscaler.
-        engine_arguments: More arguments for `vllm serve`.
+        engine_arguments: More arguments for the engine.
         environment: More environment variables of the engine.
         resources: What each pod asks for, where it should not be derived.
         served_model_name: The model's name in the API; empty for the Hugging Face id.

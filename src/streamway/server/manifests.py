@@ -15,7 +15,7 @@ import yaml
 
 from streamway.cluster import RELEASE, RELEASE_URI, REVISION, Manifest
 from streamway.server.budgets import PROBE_PERIOD_SECONDS
-from streamway.server.engine import ENGINE_USER_ID, PORT, serve_arguments, serve_command
+from streamway.server.engine import ENGINE_USER_ID, PORT, serve_arguments, serve_command, serve_environment
 from streamway.server.kit import kit_annotations, kit_environment, kit_mounts, kit_volumes, restore_containers
 from streamway.server.placement import plain_toleration
 from streamway.server.spec import Derived, ServerSpec, derive
@@ -23,6 +23,8 @@ from streamway.server.spec import Derived, ServerSpec, derive
 FIELD_MANAGER = "streamway"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 INSTANCE = "app.kubernetes.io/instance"
+# Of what all revisions share it stays the same, whichever engine serves.
+APPLICATION = "app.kubernetes.io/name"
 MODEL = "streamway/model"
 SERVED_MODEL = "streamway/served-model-name"
 # How many pods a revision has when it serves; it has none while another one has its GPU.
@@ -151,7 +153,7 @@ def deployment_manifest(spec: ServerSpec) -> Manifest:
         "metadata": {
             "name": revision_name(spec.name, revision),
             "namespace": spec.namespace,
-            "labels": _revision_labels(spec, revision),
+            "labels": _revision_labels(spec, derived, revision),
             "annotations": {
                 **_release_annotations(spec, derived),
                 **kit_annotations(spec, derived),
@@ -211,12 +213,13 @@ def _metadata(namespace: str, endpoint: str, name: str) -> Manifest:
 
 
 def _labels(endpoint: str) -> dict[str, str]:
-    return {"app.kubernetes.io/name": "vllm", INSTANCE: endpoint, MANAGED_BY: FIELD_MANAGER}
+    return {APPLICATION: "vllm", INSTANCE: endpoint, MANAGED_BY: FIELD_MANAGER}
 
 
-def _revision_labels(spec: ServerSpec, revision: str) -> dict[str, str]:
+def _revision_labels(spec: ServerSpec, derived: Derived, revision: str) -> dict[str, str]:
     # A label holds at most 63 characters; the annotation has the whole of it.
-    return {**_labels(spec.name), REVISION: revision, RELEASE: spec.commit_sha[:63] or "local"}
+    ours = {APPLICATION: derived.image.engine, REVISION: revision, RELEASE: spec.commit_sha[:63] or "local"}
+    return _labels(spec.name) | ours
 
 
 def _release_annotations(spec: ServerSpec, derived: Derived) -> dict[str, str]:
@@ -230,7 +233,10 @@ def _release_annotations(spec: ServerSpec, derived: Derived) -> dict[str, str]:
 
 def _pod_template(spec: ServerSpec, derived: Derived, *, revision: str) -> Manifest:
     return {
-        "metadata": {"labels": _revision_labels(spec, revision), "annotations": _release_annotations(spec, derived)},
+        "metadata": {
+            "labels": _revision_labels(spec, derived, revision),
+            "annotations": _release_annotations(spec, derived),
+        },
         "spec": {
             "serviceAccountName": derived.service_account,
             "automountServiceAccountToken": False,
@@ -328,7 +334,7 @@ def _container(spec: ServerSpec, derived: Derived) -> Manifest:
             "timeoutSeconds": 5,
             "failureThreshold": 3,
         },
-        # /health fails when the engine process is dead; a long batch alone does not make it fail.
+        # /health fails when the engine process is dead; a long batch alone does not make it fail (serve_environment).
         "livenessProbe": {
             "httpGet": dict(health),
             "periodSeconds": 15,
@@ -350,6 +356,7 @@ def _environment(spec: ServerSpec, derived: Derived) -> Mapping[str, str]:
         "RUNAI_STREAMER_CONCURRENCY": str(derived.streamer_concurrency),
         # Without it the line that says how fast the weights came is dropped.
         "RUNAI_STREAMER_LOG_TO_STDERR": "1",
+        **serve_environment(derived.image),
         **kit_environment(spec, derived),
     }
     return ours | {name: str(value) for name, value in spec.environment.items()}

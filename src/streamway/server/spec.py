@@ -17,7 +17,8 @@ from streamway.server.accelerators import (
 )
 from streamway.server.budgets import Budgets, derive_budgets
 from streamway.server.context import Context, choose_context
-from streamway.server.engine import Image, check_arguments, read_image
+from streamway.server.engine import Image, read_image
+from streamway.server.engine_arguments import check_arguments, check_served_model_name
 from streamway.server.placement import check_placement
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -69,7 +70,7 @@ class ServerSpec:
         zone: Zone to keep the pods in; empty for any.
         replicas: Pods; with `max_replicas`, the fewest.
         max_replicas: Most pods that an autoscaler may ask for; 0 for no autoscaler.
-        engine_arguments: More arguments for `vllm serve`.
+        engine_arguments: More arguments for the engine.
         environment: More environment variables of the engine.
         resources: What each pod asks for.
         served_model_name: The model's name in the API; empty for the Hugging Face id.
@@ -122,7 +123,9 @@ class ServerSpec:
             tolerations=self.tolerations,
         )
         _check_timeout(self.timeout_seconds)
-        check_arguments(self.engine_arguments, read_image(self.image))
+        image = read_image(self.image)
+        check_arguments(self.engine_arguments, image)
+        check_served_model_name(self.served_model_name, image)
         _check_gpu_count(self.gpu_count, find_accelerator(self.accelerator))
         check_resources(self.resources, find_accelerator(self.accelerator))
         check_startup(self.startup_seconds, self.timeout_seconds)

@@ -5,11 +5,8 @@ that is what the parser itself says. Options that can be switched off have a `--
 for a version that is not here (0.15 was published without sources).
 """
 
-import functools
+from streamway.server.flag_history import FlagHistory
 
-Version = tuple[int, int, int]
-
-_FIRST: Version = (0, 14, 1)
 _FIRST_NAMES = """
 additional-config aggregate-engine-logging all2all-backend allow-credentials allow-deprecated-quantization
 allowed-headers allowed-local-media-path allowed-media-domains allowed-methods allowed-origins api-key
@@ -101,29 +98,4 @@ _CHANGES = """
 0.32.0 custom-histogram-buckets enable-hc-sp enable-shm-tensor-arena grpc-port sleep-mode-offload-cudagraph
 """
 
-
-def known_flags(version: Version) -> frozenset[str]:
-    """Return every option that a version knows; empty where the version is not known here."""
-    return _tables().get(version, frozenset())
-
-
-def versions_with(flag: str) -> list[Version]:
-    """Return the versions that know an option, oldest first."""
-    return [version for version, flags in _tables().items() if flag in flags]
-
-
-@functools.cache
-def _tables() -> dict[Version, frozenset[str]]:
-    names = frozenset(_FIRST_NAMES.split())
-    tables = {_FIRST: names}
-    version = _FIRST
-    for word in _CHANGES.split():
-        if word[0].isdigit():
-            major, minor, patch = map(int, word.split("."))
-            version = (major, minor, patch)
-        elif word.startswith("-"):
-            names -= {word[1:]}
-        else:
-            names |= {word}
-        tables[version] = names
-    return {version: frozenset(f"--{name}" for name in table) for version, table in tables.items()}
+FLAGS = FlagHistory(first=(0, 14, 1), names=_FIRST_NAMES, changes=_CHANGES)
