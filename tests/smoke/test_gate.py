@@ -49,6 +49,21 @@ def test_a_correct_model_passes_every_check(engine: Engine) -> None:
     assert report.metrics["max_model_len"] == 2048
 
 
+def test_the_context_is_what_sglang_can_hold_and_not_what_its_model_could(engine: Engine) -> None:
+    engine(sglang='{"max_total_num_tokens": 1000}')
+
+    error = failing(min_context_tokens=2048)
+
+    assert "expected at least 2048 tokens, found 1000 tokens" in error.problem
+    assert run().metrics["max_model_len"] == 1000
+
+
+def test_sglang_says_elsewhere_which_release_it_loaded(engine: Engine) -> None:
+    engine(sglang='{"model_path": "gs://models/prefix/org/tiny/another/"}')
+
+    assert "the engine loaded the release: expected 0123456789abcdef" in failing(commit_sha=SHA).problem
+
+
 def test_progress_counts_the_checks(engine: Engine) -> None:
     engine()
     told: list[tuple[int, int]] = []

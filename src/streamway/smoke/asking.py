@@ -96,6 +96,29 @@ class Endpoint:
         found = self._json("GET", "/v1/models", None)
         return [entry for entry in found.get("data") or () if isinstance(entry, dict)]
 
+    def context_tokens(self, entry: dict[str, Any]) -> Any:
+        """Tokens that a question and its answer may have together; None where the engine does not say.
+
+        vLLM lists what it serves. SGLang lists the context that the model has, and starts with a KV cache that holds
+        less; how much that is, it says elsewhere.
+        """
+        listed = entry.get("max_model_len")
+        held = self._sglang_says(entry, "/server_info", "max_total_num_tokens")
+        return min(listed, held) if isinstance(listed, int) and isinstance(held, int) else listed
+
+    def source(self, entry: dict[str, Any]) -> str:
+        """Where the engine says that it loaded the model from; empty where it does not say."""
+        return str(self._sglang_says(entry, "/model_info", "model_path") or entry.get("root") or "")
+
+    def _sglang_says(self, entry: dict[str, Any], path: str, name: str) -> Any:
+        """One fact that SGLang keeps beside its list of models; None where that is not the engine, or it refuses."""
+        if entry.get("owned_by") != "sglang":
+            return None
+        try:
+            return self._json("GET", path, None).get(name)
+        except RefusedError:
+            return None
+
     def ask(self, question: Question) -> Reply:
         """Ask and wait for the whole answer.
 

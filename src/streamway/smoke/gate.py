@@ -170,7 +170,7 @@ class _Test:
         self.hopeless = not ok
 
     def check_context(self, min_tokens: int) -> None:
-        length = self._entry().get("max_model_len")
+        length = self.endpoint.context_tokens(self._entry())
         if length is None and not min_tokens:
             return
         ok = isinstance(length, int) and length >= max(1, min_tokens)
@@ -186,7 +186,7 @@ class _Test:
         ok = found == {self.commit_sha}
         shown = ", ".join(sorted(sha or "a pod without a release" for sha in found)) or "no pod"
         self._record("every pod carries the release", ok, self.commit_sha, shown, began)
-        root = str(self._entry().get("root") or "")
+        root = self.endpoint.source(self._entry())
         if root.startswith("gs://"):
             self._record("the engine loaded the release", self.commit_sha in root, self.commit_sha, root, began)
 
