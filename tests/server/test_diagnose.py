@@ -252,6 +252,8 @@ def test_an_unknown_argument_is_no_accident() -> None:
         ("RuntimeError: Cannot find any safetensors model weights with `gs://x`", "release's address"),
         ("Model architectures ['NewForCausalLM'] are not supported for now.", "newer engine image"),
         ("ValueError: 14 must be divisible by tensor parallel size 4", "attention heads"),
+        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "gpu_count, or --mem-fr"),
+        ("ImportError: GCS files module not found. Please install the required package.", "runai-model-streamer[gcs]"),
         ("pass trust_remote_code=True to allow custom code", "code of its own"),
     ],
 )

@@ -387,8 +387,17 @@ _ADVICE = (
     (
         r"CUDA out of memory|OutOfMemoryError|No available memory for the cache blocks|"
         r"larger than the maximum number of tokens|needed.*KV cache.*larger than",
-        "The GPU is too small for the model with this context: set --max-model-len in engine_arguments, or raise "
-        "gpu_count.",
+        "The GPU is too small for the model with this context: set --max-model-len in engine_arguments (of SGLang "
+        "--context-length), or raise gpu_count.",
+    ),
+    (
+        r"Please try to increase --mem-fraction-static|Memory pool size is too small",
+        "The GPU has no room beside the model: raise gpu_count, or --mem-fraction-static in engine_arguments.",
+    ),
+    (
+        r"GCS files module not found",
+        "Use the engine's own image for GPUs: this one has the streamer without its part for Cloud Storage "
+        "(runai-model-streamer[gcs]).",
     ),
     (
         r"trust_remote_code|trust-remote-code",
