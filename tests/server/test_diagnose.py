@@ -264,6 +264,13 @@ def test_known_last_words_end_the_wait_with_advice(line: str, advice: str) -> No
     assert advice in finding.next_step
 
 
+def test_arguments_that_an_engine_prints_are_no_cause() -> None:
+    printed = "server_args={'trust_remote_code': False, 'random_seed': 740355, 'file_storage_path': 'x'}"
+    finding = find(container(terminated={"exitCode": 1, "reason": "Error"}), log=[printed, "ZMQError: too long"])
+
+    assert (finding.reason, finding.final) == ("crash_loop", False)
+
+
 def test_containers_that_others_add_to_a_pod_are_not_the_engine() -> None:
     ready = {"name": "agent", "restartCount": 4, "state": {"running": {}}}
     engine = {"name": "engine", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}

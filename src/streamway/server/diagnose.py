@@ -372,7 +372,7 @@ def _failed_probe(events: Sequence[Manifest]) -> str:
 
 _ADVICE = (
     (
-        r"File access error|403.*storage|does not have storage\.",
+        r"File access error|\b403\b.*storage|does not have storage\.",
         "Check the release's address, and that the pod's service account has roles/storage.objectViewer and "
         "roles/storage.bucketViewer on the bucket: a wrong path and a missing right look the same to the streamer.",
     ),
@@ -400,7 +400,8 @@ _ADVICE = (
         "(runai-model-streamer[gcs]).",
     ),
     (
-        r"trust_remote_code|trust-remote-code",
+        # SGLang prints every argument at its start, this one among them.
+        r"trust_remote_code=True|--trust-remote-code",
         "The model brings code of its own; convert it to an architecture that the engine has, or choose another.",
     ),
     (
