@@ -1,9 +1,9 @@
 """The options of `python3 -m sglang.launch_server` by version, so that a misspelt one is found before a node is.
 
-Read from SGLang's sources: every option that its parser adds and every field of its arguments that has one. It takes
-them as they are written, with dashes only; those that can be switched off have their `--no-` form here as well.
-Releases such as 0.5.12.post1 have the options of the version that they mend. Nothing is refused for a version that is
-not here.
+Read from SGLang's sources: every option that its parser adds and every field of its arguments that has one; for 0.5.12,
+0.5.16, 0.5.19, 0.5.20, 0.5.21 and 0.5.23 that is what the parser itself says. It takes them as they are written, with
+dashes only; those that can be switched off have their `--no-` form here as well. Releases such as 0.5.12.post1 have the
+options of the version that they mend. Nothing is refused for a version that is not here.
 """
 
 from streamway.server.flag_history import FlagHistory
