@@ -268,7 +268,7 @@ def test_images_are_told_what_a_pods_machine_knows(state_path: Path, stub: Path)
     image = sandbox.Image(pattern="engine:*", bin_path="/opt/engine/bin", environment={"HF_HUB_OFFLINE": "0"})
     sandbox.up(state_path, config=config_of(stub, "serve", "serve", images=(image,)))
 
-    (entry,) = json.loads((read_json(state_path / "b.json") or {})["seen"]["images"])
+    entry, *_ = json.loads((read_json(state_path / "b.json") or {})["seen"]["images"])
 
     assert (entry["image"], entry["path"]) == ("engine:*", "/opt/engine/bin")
     assert entry["environment"]["STORAGE_EMULATOR_HOST"] == "http://127.0.0.1:9"
@@ -280,7 +280,7 @@ def test_images_are_told_what_a_pods_machine_knows(state_path: Path, stub: Path)
 def test_engines_have_a_short_place_for_sockets_that_goes_with_the_sandbox(state_path: Path, stub: Path) -> None:
     image = sandbox.Image(pattern="engine:*", bin_path="/opt/engine/bin")
     sandbox.up(state_path, config=config_of(stub, "serve", images=(image,)))
-    (entry,) = json.loads((state_path / "images.json").read_text())
+    entry, *_ = json.loads((state_path / "images.json").read_text())
     sockets = Path(entry["environment"]["VLLM_RPC_BASE_PATH"])
 
     # A name of 36 characters is added; the kernel allows 107 in all.

@@ -126,7 +126,8 @@ def usual_parts(config: SandboxConfig, state_path: Path) -> tuple[PartSpec, ...]
 
 def write_plan(config: SandboxConfig, state_path: Path, engine: Engine | None) -> None:
     """Write down what the supervisor is to start, and what the Hub is to accept."""
-    images = list(config.images)
+    # Small things of our own run in it, such as what stops a kept revision.
+    images = [*config.images, Image(pattern="python:*", bin_path=str(Path(sys.executable).parent))]
     if engine:
         environment = engine_environment(engine)
         # The entry point of the vllm/vllm-openai images.

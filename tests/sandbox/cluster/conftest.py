@@ -215,6 +215,14 @@ def deployment_manifest(name: str, namespace: str, replicas: int = 1, **spec: An
     }
 
 
+def job_spec(
+    *, restart_policy: str = "Never", limits: dict[str, Any] | None = None, **container: Any
+) -> dict[str, Any]:
+    """Describe what a Job of one container does; `limits` are fields of the Job itself."""
+    template = pod_manifest("job", restartPolicy=restart_policy, **container)
+    return {**(limits or {}), "template": {"spec": template["spec"]}}
+
+
 def is_ready(pod: dict[str, Any]) -> bool:
     """Tell whether a pod is Ready."""
     conditions = pod.get("status", {}).get("conditions", [])

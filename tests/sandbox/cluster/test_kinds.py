@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 from kubernetes import client, watch
 
-from tests.sandbox.cluster.conftest import RunningCluster, deployment_manifest, is_ready, wait_until
+from tests.sandbox.cluster.conftest import RunningCluster, deployment_manifest, is_ready, job_spec, wait_until
 
 _RULE = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}
 _LABELS = {"app": "web"}
 _TARGET = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}
+
+_JOB = job_spec(command=["true"])
 
 KINDS: dict[str, dict[str, Any]] = {
     "serviceaccounts": {"apiVersion": "v1", "kind": "ServiceAccount"},
@@ -41,6 +43,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _LABELS}},
+    },
+    "jobs": {"apiVersion": "batch/v1", "kind": "Job", "spec": {**_JOB, "suspend": True}},
+    "cronjobs": {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "spec": {"schedule": "0 0 1 1 *", "timeZone": "Etc/UTC", "jobTemplate": {"spec": _JOB}},
     },
     "leases": {
         "apiVersion": "coordination.k8s.io/v1",

@@ -22,6 +22,7 @@ _USED = (
           "serviceaccounts", "namespaces", "resourcequotas", "limitranges"]),
     ("apps", ["deployments", "deployments/scale", "deployments/status", "replicasets", "replicasets/status"]),
     ("autoscaling", ["horizontalpodautoscalers"]),
+    ("batch", ["cronjobs", "cronjobs/status", "jobs", "jobs/status"]),
     ("policy", ["poddisruptionbudgets"]),
     ("discovery.k8s.io", ["endpointslices"]),
 )  # fmt: skip

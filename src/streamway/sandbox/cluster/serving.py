@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from streamway.sandbox.clock import Clock
 from streamway.sandbox.cluster.api.access import Access
 from streamway.sandbox.cluster.api.faults import Faults
 from streamway.sandbox.cluster.api.front import Front
@@ -24,9 +25,11 @@ from streamway.sandbox.cluster.control.bookkeeping import (
     EventExpiry,
     QuotaController,
 )
+from streamway.sandbox.cluster.control.cronjobs import CronJobController
 from streamway.sandbox.cluster.control.deployments import DeploymentController
 from streamway.sandbox.cluster.control.endpoints import EndpointsController
 from streamway.sandbox.cluster.control.garbage import GarbageCollector
+from streamway.sandbox.cluster.control.jobs import JobController
 from streamway.sandbox.cluster.control.loop import Controller, ControlLoop
 from streamway.sandbox.cluster.control.namespaces import NamespaceController
 from streamway.sandbox.cluster.control.replicasets import ReplicaSetController
@@ -79,6 +82,7 @@ class Cluster:
         self._faults = Faults()
         self._registry = Registry(self._store, self._faults)
         self._watches = Watches(self._store)
+        self._clock = Clock()
         self._runner: web.AppRunner | None = None
         self._kubelet: Kubelet | None = None
         self._loop: asyncio.Task[None] | None = None
@@ -89,28 +93,37 @@ class Cluster:
         credentials = load_credentials(options.folder / "keys")
         listener = _listen(options)
         port: int = listener.getsockname()[1]
-        kubelet = Kubelet(self._registry, options.node, ImageTable(options.images), options.folder, ("127.0.0.1", port))
+        access = Access(self._store, self._faults, credentials.token)
+        kubelet = Kubelet(
+            self._registry,
+            options.node,
+            ImageTable(options.images),
+            options.folder,
+            ("127.0.0.1", port),
+            access.issue_token,
+        )
         self._kubelet = kubelet
         furnish(self._registry, port)
         scheduler = Scheduler(self._registry)
-        controllers = self._controllers(credentials.authority.read_text())
+        controllers = self._controllers(credentials.authority.read_text(), kubelet)
         self._loop = asyncio.create_task(ControlLoop(self._store, [*controllers, scheduler]).run())
         await kubelet.start()
-        knobs = Knobs(self._faults, self._watches, Machines(self._registry, kubelet, scheduler))
-        access = Access(self._store, self._faults, credentials.token)
+        knobs = Knobs(self._faults, self._watches, Machines(self._registry, kubelet, scheduler), self._clock)
         front = Front(self._registry, self._watches, access, kubelet, knobs)
         self._runner = web.AppRunner(front.application(), access_log=None, shutdown_timeout=_CLOSE_SECONDS)
         await self._runner.setup()
         await web.SockSite(self._runner, listener, ssl_context=credentials.server_context()).start()
         self._announce(f"https://127.0.0.1:{port}", credentials)
 
-    def _controllers(self, authority: str) -> list[Controller]:
+    def _controllers(self, authority: str, kubelet: Kubelet) -> list[Controller]:
         registry = self._registry
         return [
             NamespaceController(registry, authority),
             GarbageCollector(registry),
             DeploymentController(registry),
             ReplicaSetController(registry),
+            JobController(registry, lambda: kubelet.settings.backoff_seconds),
+            CronJobController(registry, self._clock),
             EndpointsController(registry),
             QuotaController(registry),
             DisruptionBudgetController(registry),

@@ -103,7 +103,7 @@ class Access:
             return False
         if MASTERS in user.groups:
             return True
-        return any(_permits(rule, wanted) for rule in self.rules_for(user, wanted.namespace))
+        return any(permits(rule, wanted) for rule in rules_for(self._store, user, wanted.namespace))
 
     def check(self, user: User, wanted: Attributes) -> None:
         """Refuse what a user may not do.
@@ -116,21 +116,27 @@ class Access:
 
     def rules_for(self, user: User, namespace: str) -> Iterator[Object]:
         """List the rules that hold for a user in a namespace, empty for the cluster scope."""
-        for binding in self._store.items(CLUSTER_ROLE_BINDING):
-            if _binds(binding, user, ""):
-                yield from self._role_rules(binding, "")
-        if namespace:
-            for binding in self._store.items(ROLE_BINDING, namespace):
-                if _binds(binding, user, namespace):
-                    yield from self._role_rules(binding, namespace)
+        return rules_for(self._store, user, namespace)
 
-    def _role_rules(self, binding: Object, namespace: str) -> list[Object]:
-        reference = binding["roleRef"]
-        if reference["kind"] == "ClusterRole":
-            role = self._store.get(CLUSTER_ROLE, "", reference["name"])
-        else:
-            role = self._store.get(ROLE, namespace, reference["name"])
-        return (role or {}).get("rules") or []
+
+def rules_for(store: Store, user: User, namespace: str) -> Iterator[Object]:
+    """List the rules that hold for a user in a namespace, empty for the cluster scope."""
+    for binding in store.items(CLUSTER_ROLE_BINDING):
+        if _binds(binding, user, ""):
+            yield from role_rules(store, binding["roleRef"], "")
+    if namespace:
+        for binding in store.items(ROLE_BINDING, namespace):
+            if _binds(binding, user, namespace):
+                yield from role_rules(store, binding["roleRef"], namespace)
+
+
+def role_rules(store: Store, reference: Object, namespace: str) -> list[Object]:
+    """List the rules of the role that a binding refers to; none where it is not there."""
+    if reference["kind"] == "ClusterRole":
+        role = store.get(CLUSTER_ROLE, "", reference["name"])
+    else:
+        role = store.get(ROLE, namespace, reference["name"])
+    return (role or {}).get("rules") or []
 
 
 def service_account_user(namespace: str, name: str) -> User:
@@ -152,7 +158,8 @@ def _binds(binding: Object, user: User, namespace: str) -> bool:
     return False
 
 
-def _permits(rule: Object, wanted: Attributes) -> bool:
+def permits(rule: Object, wanted: Attributes) -> bool:
+    """Tell whether a rule allows something."""
     if not _covers(rule.get("verbs"), wanted.verb):
         return False
     if not wanted.resource:

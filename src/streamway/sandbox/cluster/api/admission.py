@@ -17,12 +17,13 @@ from streamway.sandbox.cluster.api.kinds import (
 from streamway.sandbox.cluster.api.quota import check_quota
 from streamway.sandbox.cluster.api.statuses import ApiError, forbidden, not_found
 from streamway.sandbox.cluster.api.store import Store
-from streamway.sandbox.cluster.objects import Object, annotations_of, dig, every_container, name_of
+from streamway.sandbox.cluster.objects import Object, annotations_of, dig, every_container, name_of, random_suffix
 
 # The range GKE gives Services by default: https://cloud.google.com/kubernetes-engine/docs/concepts/alias-ips
 SERVICE_NETWORK = ipaddress.ip_network("34.118.224.0/20")
 
 _SYSTEM_PRIORITY = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
+_TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 
@@ -96,7 +97,28 @@ class Admission:
             why = f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found'
             raise forbidden(POD, name_of(pod), why)
         self._set_priority(pod)
+        self._mount_token(namespace, pod)
         _tolerate(pod)
+
+    def _mount_token(self, namespace: str, pod: Object) -> None:
+        """Give every container its account's token for this API server, unless the pod or the account does without."""
+        spec = pod["spec"]
+        account = self._store.get(SERVICE_ACCOUNT, namespace, spec["serviceAccountName"]) or {}
+        wanted = spec.get("automountServiceAccountToken")
+        if wanted is False or (wanted is None and account.get("automountServiceAccountToken") is False):
+            return
+        name = f"kube-api-access-{random_suffix()}"
+        mount = {"name": name, "mountPath": _TOKEN_PATH, "readOnly": True}
+        bare = [
+            container
+            for _, _, container in every_container(spec)
+            if all(one.get("mountPath") != _TOKEN_PATH for one in container.get("volumeMounts") or ())
+        ]
+        if not bare:
+            return
+        for container in bare:
+            container["volumeMounts"] = [*(container.get("volumeMounts") or ()), dict(mount)]
+        spec["volumes"] = [*(spec.get("volumes") or ()), _token_volume(name)]
 
     def _set_priority(self, pod: Object) -> None:
         spec = pod["spec"]
@@ -133,6 +155,17 @@ class Admission:
         for found in self._store.items(STORAGE_CLASS):
             if annotations_of(found).get(_DEFAULT_CLASS) == "true":
                 claim["spec"]["storageClassName"] = name_of(found)
+
+
+def _token_volume(name: str) -> Object:
+    field = {"apiVersion": "v1", "fieldPath": "metadata.namespace"}
+    certificate = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    sources = [
+        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+        {"configMap": certificate},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": field}]}},
+    ]
+    return {"name": name, "projected": {"defaultMode": 0o644, "sources": sources}}
 
 
 def _tolerate(pod: Object) -> None:

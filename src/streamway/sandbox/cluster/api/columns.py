@@ -4,15 +4,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from streamway.sandbox.cluster.api.batch_columns import (
+    CRON_JOB_COLUMNS,
+    JOB_COLUMNS,
+    cron_job_cells,
+    job_cells,
+)
 from streamway.sandbox.cluster.api.kinds import (
     AUTOSCALER,
     CLAIM,
     CONFIG_MAP,
+    CRON_JOB,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
     ENDPOINT_SLICE,
     ENDPOINTS,
     EVENT,
+    JOB,
     LEASE,
     NAMESPACE,
     NEW_EVENT,
@@ -261,6 +269,7 @@ _COLUMNS: dict[Kind, Columns] = {
         headers=("Name", "Data", "Age"),
         cells=lambda item: [name_of(item), len(item.get("data") or {}) + len(item.get("binaryData") or {}), age(item)],
     ),
+    CRON_JOB: Columns(headers=CRON_JOB_COLUMNS, cells=lambda item: cron_job_cells(item, human_duration)),
     DEPLOYMENT: Columns(
         headers=("Name", "Ready", "Up-to-date", "Available", "Age", "+Containers", "+Images", "+Selector"),
         cells=_deployment,
@@ -272,6 +281,7 @@ _COLUMNS: dict[Kind, Columns] = {
     ENDPOINT_SLICE: Columns(headers=("Name", "AddressType", "Ports", "Endpoints", "Age"), cells=_endpoint_slice),
     EVENT: _EVENT_COLUMNS,
     NEW_EVENT: _EVENT_COLUMNS,
+    JOB: Columns(headers=JOB_COLUMNS, cells=lambda item: job_cells(item, human_duration)),
     LEASE: Columns(
         headers=("Name", "Holder", "Age"),
         cells=lambda item: [name_of(item), dig(item, "spec", "holderIdentity", default=""), age(item)],

@@ -6,7 +6,9 @@ from typing import Any
 
 from streamway.sandbox.cluster.api.kinds import (
     AUTOSCALER,
+    CRON_JOB,
     DEPLOYMENT,
+    JOB,
     NAMESPACE,
     POD,
     REPLICA_SET,
@@ -14,7 +16,7 @@ from streamway.sandbox.cluster.api.kinds import (
     SERVICE,
     Kind,
 )
-from streamway.sandbox.cluster.objects import Object, every_container, name_of
+from streamway.sandbox.cluster.objects import Object, every_container, name_of, uid_of
 
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 _VOLUME_SOURCES_WITH_MODE = ("configMap", "secret", "downwardAPI", "projected")
@@ -119,6 +121,26 @@ def _replica_set(item: Object) -> None:
     _template(spec)
 
 
+def _job(item: Object) -> None:
+    spec = item.setdefault("spec", {})
+    _fill(spec, backoffLimit=6, completionMode="NonIndexed", completions=1, parallelism=1, suspend=False)
+    _template(spec)
+    # By these a Job's pods are its own and no other's.
+    own = {"batch.kubernetes.io/controller-uid": uid_of(item)}
+    _fill(spec, selector={"matchLabels": own})
+    if isinstance(spec.get("template"), dict):
+        labels = spec["template"]["metadata"].setdefault("labels", {})
+        labels |= own | {"batch.kubernetes.io/job-name": name_of(item)}
+
+
+def _cron_job(item: Object) -> None:
+    spec = item.setdefault("spec", {})
+    _fill(spec, concurrencyPolicy="Allow", failedJobsHistoryLimit=1, successfulJobsHistoryLimit=3, suspend=False)
+    if isinstance(spec.get("jobTemplate"), dict):
+        spec["jobTemplate"].setdefault("metadata", {})
+        _template(spec["jobTemplate"].setdefault("spec", {}))
+
+
 def _template(spec: Object) -> None:
     if isinstance(spec.get("template"), dict):
         spec["template"].setdefault("metadata", {})
@@ -161,7 +183,9 @@ def _autoscaler(item: Object) -> None:
 
 _FILLERS: dict[Kind, Callable[[Object], None]] = {
     AUTOSCALER: _autoscaler,
+    CRON_JOB: _cron_job,
     DEPLOYMENT: _deployment,
+    JOB: _job,
     NAMESPACE: _namespace,
     POD: _pod,
     REPLICA_SET: _replica_set,

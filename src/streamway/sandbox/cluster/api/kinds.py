@@ -220,6 +220,25 @@ _GROUPS = (
         subresources=(_status("HorizontalPodAutoscaler"),),
     ),
     Kind(
+        group="batch",
+        version="v1",
+        name="CronJob",
+        plural="cronjobs",
+        short_names=("cj",),
+        categories=("all",),
+        has_generation=True,
+        subresources=(_status("CronJob"),),
+    ),
+    Kind(
+        group="batch",
+        version="v1",
+        name="Job",
+        plural="jobs",
+        categories=("all",),
+        has_generation=True,
+        subresources=(_status("Job"),),
+    ),
+    Kind(
         group="policy",
         version="v1",
         name="PodDisruptionBudget",
@@ -341,6 +360,8 @@ QUOTA = kind_of("ResourceQuota")
 DEPLOYMENT = kind_of("Deployment", "apps")
 REPLICA_SET = kind_of("ReplicaSet", "apps")
 AUTOSCALER = kind_of("HorizontalPodAutoscaler", "autoscaling")
+CRON_JOB = kind_of("CronJob", "batch")
+JOB = kind_of("Job", "batch")
 DISRUPTION_BUDGET = kind_of("PodDisruptionBudget", "policy")
 LEASE = kind_of("Lease", "coordination.k8s.io")
 ENDPOINT_SLICE = kind_of("EndpointSlice", "discovery.k8s.io")

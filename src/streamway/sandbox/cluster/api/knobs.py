@@ -13,6 +13,7 @@ POST   /sandbox/pods/NS/NAME/evict    {message}  the node runs out of a resource
 POST   /sandbox/pods/NS/NAME/preempt  {}         a pod of higher priority takes the place
 POST   /sandbox/pods/NS/NAME/kill     {container, signal}  a process dies
 POST   /sandbox/node-settings  {...}           see node.settings.NodeSettings
+POST   /sandbox/clock          {advance_seconds}  the schedules of CronJobs come nearer
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from streamway.sandbox.clock import Clock
 from streamway.sandbox.cluster.api.bodies import read_body
 from streamway.sandbox.cluster.api.faults import Faults, read_denial, read_prohibition
 from streamway.sandbox.cluster.api.statuses import bad_request, expired, no_such_path
@@ -53,12 +55,14 @@ class Knobs:
         faults: What goes wrong.
         watches: The open watches.
         environment: The machines.
+        clock: What schedules go by.
     """
 
-    def __init__(self, faults: Faults, watches: Watches, environment: Environment) -> None:
+    def __init__(self, faults: Faults, watches: Watches, environment: Environment, clock: Clock) -> None:
         self._faults = faults
         self._watches = watches
         self._environment = environment
+        self._clock = clock
 
     async def answer(self, request: web.Request) -> web.Response:
         """Answer a request below /sandbox/.
@@ -102,6 +106,9 @@ class Knobs:
             return {"ended": self._watches.end_all(expired("The resourceVersion for the provided watch is too old."))}
         elif path == "nodes":
             return self._environment.set_nodes(body)
+        elif path == "clock":
+            self._clock.advance(float(body["advance_seconds"]))
+            return {"now": self._clock.stamp()}
         elif path == "node-settings":
             return self._environment.change_settings(body)
         else:

@@ -11,6 +11,7 @@ from streamway.sandbox.cluster.api.caller import Caller
 from streamway.sandbox.cluster.api.decoding import decode
 from streamway.sandbox.cluster.api.defaults import apply_defaults
 from streamway.sandbox.cluster.api.faults import Faults
+from streamway.sandbox.cluster.api.grants import check_grant
 from streamway.sandbox.cluster.api.kinds import NAMESPACE, POD, SERVICE, Kind
 from streamway.sandbox.cluster.api.ownership import (
     Owner,
@@ -226,6 +227,7 @@ class Registry:
         validate(kind, item)
 
     def _store_new(self, kind: Kind, namespace: str, item: Object, caller: Caller) -> Object:
+        check_grant(self.store, caller.user, kind, namespace, item)
         self._admission.check_room(kind, namespace, item)
         return item if caller.dry_run else self.store.put(kind, item)
 
@@ -242,6 +244,7 @@ class Registry:
     def _store_change(self, kind: Kind, live: Object, item: Object, caller: Caller) -> Object:
         if item == live:
             return live
+        check_grant(self.store, caller.user, kind, namespace_of(item), item)
         if caller.dry_run:
             return item
         if is_deleting(item) and not _must_wait(kind, item):

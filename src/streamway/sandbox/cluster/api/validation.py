@@ -4,12 +4,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from streamway.sandbox.cluster.api.batch_rules import check_cron_job, check_job
 from streamway.sandbox.cluster.api.decoding import missing_fields
 from streamway.sandbox.cluster.api.kinds import (
     AUTOSCALER,
     CONFIG_MAP,
+    CRON_JOB,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    JOB,
     POD,
     QUOTA,
     REPLICA_SET,
@@ -224,8 +227,10 @@ def _role_binding(item: Object, old: Object | None) -> list[Cause]:
 _CHECKERS: dict[Kind, Checker] = {
     AUTOSCALER: _autoscaler,
     CONFIG_MAP: _secret_or_config,
+    CRON_JOB: check_cron_job,
     DEPLOYMENT: _deployment,
     DISRUPTION_BUDGET: _disruption_budget,
+    JOB: check_job,
     POD: _pod,
     QUOTA: _quota,
     REPLICA_SET: _workload,

@@ -43,6 +43,7 @@ class ControlLoop:
         self._controllers = controllers
         self._pending: dict[tuple[Controller, Key], None] = {}
         self._failures: dict[tuple[Controller, Key], int] = {}
+        self._timers: dict[tuple[Controller, Key], asyncio.TimerHandle] = {}
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -82,8 +83,12 @@ class ControlLoop:
             _LOG.exception("%s failed on %s", type(controller).__name__, key)
         else:
             self._failures.pop((controller, key), None)
+        # One timer for each thing, or every change of something that is looked at again and again would add one.
+        if (timer := self._timers.pop((controller, key), None)) is not None:
+            timer.cancel()
         if again is not None:
-            asyncio.get_running_loop().call_later(again, self._enqueue, controller, key)
+            later = asyncio.get_running_loop().call_later(again, self._enqueue, controller, key)
+            self._timers[(controller, key)] = later
 
     def _delay_after_failure(self, controller: Controller, key: Key) -> float:
         count = self._failures.get((controller, key), 0)

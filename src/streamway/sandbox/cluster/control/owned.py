@@ -1,7 +1,7 @@
 """Who belongs to whom: the look-ups that workload controllers share."""
 
 from streamway.sandbox.cluster.api.caller import component
-from streamway.sandbox.cluster.api.kinds import Kind
+from streamway.sandbox.cluster.api.kinds import POD, Kind
 from streamway.sandbox.cluster.api.registry import Registry
 from streamway.sandbox.cluster.api.selectors import match_selector
 from streamway.sandbox.cluster.objects import (
@@ -54,6 +54,22 @@ def _adopt(registry: Registry, owner: Object, kind: Kind, item: Object) -> Objec
         return changed
 
     return registry.change(kind, namespace_of(item), name_of(item), adopted, CONTROLLER)
+
+
+def create_pod(registry: Registry, owner: Object) -> Object:
+    """Create a pod from its owner's template.
+
+    Raises:
+        ApiError: why not.
+    """
+    template = clone(owner["spec"]["template"])
+    metadata = {
+        **{key: value for key, value in template.get("metadata", {}).items() if key in ("labels", "annotations")},
+        "generateName": f"{name_of(owner)}-",
+        "ownerReferences": [owner_reference(owner)],
+    }
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    return registry.create(POD, namespace_of(owner), body, CONTROLLER)
 
 
 def is_active(pod: Object) -> bool:

@@ -9,7 +9,7 @@ from streamway.sandbox.cluster.api.statuses import ApiError
 from streamway.sandbox.cluster.api.store import Change
 from streamway.sandbox.cluster.control.events import Recorder
 from streamway.sandbox.cluster.control.loop import Key
-from streamway.sandbox.cluster.control.owned import CONTROLLER, claim, is_active, owner_reference
+from streamway.sandbox.cluster.control.owned import CONTROLLER, claim, create_pod, is_active
 from streamway.sandbox.cluster.objects import (
     Object,
     age_seconds,
@@ -65,25 +65,15 @@ class ReplicaSetController:
         missing = dig(replica_set, "spec", "replicas", default=0) - len(pods)
         for _ in range(missing):
             try:
-                self._create_pod(replica_set)
+                pod = create_pod(self._registry, replica_set)
             except ApiError as error:
                 self._recorder.warning(replica_set, "FailedCreate", f"Error creating: {error.message}")
                 return error
+            self._recorder.normal(replica_set, "SuccessfulCreate", f"Created pod: {name_of(pod)}")
         for pod in sorted(pods, key=_usefulness)[: max(0, -missing)]:
             delete(self._registry, POD, namespace_of(pod), name_of(pod), {}, CONTROLLER)
             self._recorder.normal(replica_set, "SuccessfulDelete", f"Deleted pod: {name_of(pod)}")
         return None
-
-    def _create_pod(self, replica_set: Object) -> None:
-        template = clone(replica_set["spec"]["template"])
-        metadata = {
-            **{key: value for key, value in template.get("metadata", {}).items() if key in ("labels", "annotations")},
-            "generateName": f"{name_of(replica_set)}-",
-            "ownerReferences": [owner_reference(replica_set)],
-        }
-        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-        pod = self._registry.create(POD, namespace_of(replica_set), body, CONTROLLER)
-        self._recorder.normal(replica_set, "SuccessfulCreate", f"Created pod: {name_of(pod)}")
 
     def _write_status(self, replica_set: Object, pods: list[Object], failure: ApiError | None) -> float | None:
         wait = dig(replica_set, "spec", "minReadySeconds", default=0)

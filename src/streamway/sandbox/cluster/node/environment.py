@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from streamway.sandbox.cluster.objects import Object, annotations_of, dig, label
 
 _REFERENCE = re.compile(r"\$(\$|\(([-._a-zA-Z0-9]+)\))")
 _SUBSCRIPT = re.compile(r"^metadata\.(labels|annotations)\['([^']+)'\]$")
+
+
+IssueToken = Callable[[str, str, int], str]
+"""Makes a token from a namespace, the name of a service account in it, and a lifetime in seconds."""
 
 
 class ConfigError(Exception):
@@ -28,6 +33,7 @@ class PodFacts:
         pod_ip: Its address.
         api_host: Where the API server is.
         api_port: Its port.
+        issue_token: Makes a token for a service account.
         allocatable: What its node has for pods.
     """
 
@@ -36,6 +42,7 @@ class PodFacts:
     pod_ip: str
     api_host: str
     api_port: int
+    issue_token: IssueToken
     allocatable: dict[str, str]
 
 

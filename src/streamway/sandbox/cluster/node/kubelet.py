@@ -16,6 +16,7 @@ from streamway.sandbox.cluster.api.registry import Registry
 from streamway.sandbox.cluster.api.statuses import not_found
 from streamway.sandbox.cluster.api.store import Change
 from streamway.sandbox.cluster.control.events import Recorder
+from streamway.sandbox.cluster.node.environment import IssueToken
 from streamway.sandbox.cluster.node.images import ImageTable
 from streamway.sandbox.cluster.node.node_status import node_status
 from streamway.sandbox.cluster.node.pods import PodWorker
@@ -51,6 +52,7 @@ class Kubelet:
         images: Which images there are.
         folder: Where pods have their folders.
         api_address: Host and port of the API server.
+        issue_token: Makes a token for a service account.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class Kubelet:
         images: ImageTable,
         folder: Path,
         api_address: tuple[str, int],
+        issue_token: IssueToken,
     ) -> None:
         self.settings = settings
         self._registry = registry
         self._puller = Puller(images)
         self._folder = folder
         self._api_address = api_address
+        self._issue_token = issue_token
         self._workers: dict[str, PodWorker] = {}
         self._recorders: dict[str, Recorder] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -154,6 +158,7 @@ class Kubelet:
             lambda: self.settings,
             self._folder,
             self._api_address,
+            self._issue_token,
         )
         self._workers[uid_of(pod)] = worker
         if is_deleting(pod):

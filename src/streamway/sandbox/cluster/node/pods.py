@@ -15,7 +15,7 @@ from streamway.sandbox.cluster.api.registry import Registry
 from streamway.sandbox.cluster.api.statuses import ApiError
 from streamway.sandbox.cluster.control.events import Recorder
 from streamway.sandbox.cluster.node.containers import Container
-from streamway.sandbox.cluster.node.environment import ConfigError, PodFacts
+from streamway.sandbox.cluster.node.environment import ConfigError, IssueToken, PodFacts
 from streamway.sandbox.cluster.node.pod_status import is_sidecar, pod_status
 from streamway.sandbox.cluster.node.pulling import Puller
 from streamway.sandbox.cluster.node.rewriting import assign_ports, choose_address
@@ -51,6 +51,7 @@ class PodWorker:
         settings: Gives how the node behaves now.
         folder: Where all pods have their folders.
         api_address: Host and port of the API server.
+        issue_token: Makes a token for a service account.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PodWorker:
         settings: Callable[[], NodeSettings],
         folder: Path,
         api_address: tuple[str, int],
+        issue_token: IssueToken,
     ) -> None:
         self.uid = uid_of(pod)
         self._pod = pod
@@ -80,6 +82,7 @@ class PodWorker:
             pod_ip=choose_address(),
             api_host=api_address[0],
             api_port=api_address[1],
+            issue_token=issue_token,
             allocatable=settings().allocatable(),
         )
         place = folder / "pods" / self.uid

@@ -9,6 +9,8 @@ from streamway.sandbox.cluster.objects import Object, dig, namespace_of
 
 # Shared memory is the machine's own: nothing could be put in its place by rewriting paths.
 _LEFT_ALONE = ("/dev/shm",)
+# A real API server lets the token of a pod live for a year, whatever is asked for, because old clients read it once.
+_TOKEN_SECONDS = 365 * 24 * 3600
 
 
 class Volumes:
@@ -107,6 +109,10 @@ def _files(facts: PodFacts, volume: Object) -> dict[str, bytes]:
 
 
 def _projected(facts: PodFacts, source: Object) -> dict[str, bytes]:
+    if source.get("serviceAccountToken") is not None:
+        account = field_value(facts, "spec.serviceAccountName")
+        token = facts.issue_token(namespace_of(facts.pod), account, _TOKEN_SECONDS)
+        return {source["serviceAccountToken"]["path"]: token.encode()}
     if source.get("secret") is not None:
         named = {**source["secret"], "secretName": source["secret"]["name"]}
         return _files(facts, {"secret": named})
