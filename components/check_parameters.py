@@ -28,6 +28,7 @@ def check_parameters(
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
     keep_hours: float = 1.0,
+    stopper_image: str = "python:3.11.14-slim-bookworm",
     timeout_seconds: float = 0.0,
     pod: dict = {},  # noqa: B006
     served_model_name: str = "",
@@ -66,6 +67,7 @@ def check_parameters(
         environment: As in deploy_server.
         strategy: As in deploy_server.
         keep_hours: As in deploy_server.
+        stopper_image: As in deploy_server.
         timeout_seconds: As in deploy_server.
         pod: As in deploy_server.
         served_model_name: As in deploy_server.
@@ -94,6 +96,7 @@ def check_parameters(
             cache_wait_minutes=cache_wait_minutes,
             strategy=strategy,
             keep_hours=keep_hours,
+            stopper_image=stopper_image,
             questions=questions,
             allowed_regression=allowed_regression,
             min_context_length=int(min_context_length),

@@ -26,6 +26,7 @@ def deploy_server(
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
     keep_hours: float = 1.0,
+    stopper_image: str = "python:3.11.14-slim-bookworm",
     served_model_name: str = "",
     service_account: str = "",
     replicas: int = 1,
@@ -59,7 +60,8 @@ def deploy_server(
         engine_arguments: More arguments for the engine.
         environment: More environment variables for the engine.
         strategy: "surge" or "blue_green" where a spare GPU exists, "recreate" where none does, "auto" to find out.
-        keep_hours: How long blue_green keeps the old revision running, in hours.
+        keep_hours: How long blue_green keeps the old revision running, in hours; 0 keeps it no longer.
+        stopper_image: Image with python3, in which the cluster stops what blue_green kept when its time is over.
         served_model_name: The model's name in the API; empty for the Hugging Face id.
         service_account: Kubernetes service account that may read the bucket; empty for one named as the endpoint.
         replicas: Pods; with max_replicas, the fewest.
@@ -103,6 +105,7 @@ def deploy_server(
             startup_seconds=wanted.startup_seconds,
             strategy=strategy,
             keep_seconds=keep_hours * 3600,
+            stopper_image=stopper_image,
             served_model_name=served_model_name,
             service_account=service_account,
             replicas=int(replicas),

@@ -5,7 +5,7 @@ from typing import Any
 from kfp import dsl
 
 from streamway.components import promote_release, report_run
-from streamway.pipelines.serving import ENGINE_IMAGE, check_form, serve_and_prove
+from streamway.pipelines.serving import ENGINE_IMAGE, STOPPER_IMAGE, check_form, serve_and_prove
 from streamway.pipelines.workers import asker, mover
 
 
@@ -36,6 +36,7 @@ def promote_model(
     environment: dict = {},  # noqa: B006
     strategy: str = "auto",
     keep_hours: float = 1.0,
+    stopper_image: str = STOPPER_IMAGE,
     timeout_seconds: float = 0.0,
     pod: dict = {},  # noqa: B006
     served_model_name: str = "",
@@ -83,7 +84,8 @@ def promote_model(
         engine_arguments: More arguments for the engine.
         environment: More environment variables for the engine.
         strategy: How a new revision takes over: "surge", "blue_green", "recreate", or "auto" to find out.
-        keep_hours: How long blue_green keeps the old revision running, in hours.
+        keep_hours: How long blue_green keeps the old revision running, in hours; 0 keeps it no longer.
+        stopper_image: Image with python3, in which the cluster stops what blue_green kept when its time is over.
         timeout_seconds: Longest wait for the rollout, in seconds; 0 derives it from the size of the model.
         pod: What a pod gets where that shall not follow from the model's size: `cpu`, `memory` and `ephemeral_storage`
             as Kubernetes writes quantities, and `startup_seconds`.
@@ -121,6 +123,7 @@ def promote_model(
             "environment": environment,
             "strategy": strategy,
             "keep_hours": keep_hours,
+            "stopper_image": stopper_image,
             "timeout_seconds": timeout_seconds,
             "pod": pod,
             "served_model_name": served_model_name,

@@ -11,6 +11,7 @@ from streamway.components import check_parameters, deploy_server, enable_cache, 
 from streamway.pipelines.workers import asker, judge
 
 ENGINE_IMAGE = "vllm/vllm-openai:v0.32.0"
+STOPPER_IMAGE = "python:3.11.14-slim-bookworm"
 _NEVER_WRONG = ("spot", "warm_start", "chat_required")
 
 

@@ -14,6 +14,7 @@ from streamway import cache, server, smoke, storage
 from streamway.cluster import EVERY_ZONE, check_zone, connect, resolve_zones
 from streamway.errors import SettingsError, StreamwayError
 from streamway.server.deploy import check_takeover
+from streamway.server.stopper import STOPPER_IMAGE
 from streamway.storage import gates
 from streamway.storage.layout import ModelLayout
 
@@ -41,6 +42,7 @@ class Form:
         cache_wait_minutes: How long caches are waited for.
         strategy: How a new revision takes over.
         keep_hours: How long the old one is kept.
+        stopper_image: In which image it is stopped then.
         questions: What the model is asked.
         allowed_regression: By what share figures may be worse.
         min_context_length: In tokens.
@@ -60,6 +62,7 @@ class Form:
     cache_wait_minutes: float = 0.0
     strategy: str = "auto"
     keep_hours: float = 1.0
+    stopper_image: str = STOPPER_IMAGE
     questions: Sequence[Mapping[str, Any]] = ()
     allowed_regression: float = 0.0
     min_context_length: int = 0
@@ -137,7 +140,7 @@ def _check_server(form: Form) -> None:
         startup_seconds=wanted.startup_seconds,
         **form.server,
     )
-    check_takeover(form.strategy, form.keep_hours * 3600)
+    check_takeover(form.strategy, form.keep_hours * 3600, form.stopper_image)
 
 
 def _check_proof(form: Form) -> None:

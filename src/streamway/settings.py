@@ -83,7 +83,13 @@ class ServerSettings(_Section):
     strategy: Literal["auto", "surge", "blue_green", "recreate"] = Field(
         "auto", description="How a new revision takes over."
     )
-    keep_hours: float = Field(1.0, ge=0, description="How long blue_green keeps the old revision running, in hours.")
+    keep_hours: float = Field(
+        1.0, ge=0, description="How long blue_green keeps the old revision running, in hours; 0 keeps it no longer."
+    )
+    stopper_image: str = Field(
+        "python:3.11.14-slim-bookworm",
+        description="Image with python3, in which the cluster stops what blue_green kept when its time is over.",
+    )
     timeout_seconds: float = Field(
         0.0, ge=0, description="Longest wait for a rollout, in seconds; 0 derives it from the size of the model."
     )
@@ -292,6 +298,7 @@ class Settings(_Section):
             "environment": dict(self.server.environment),
             "strategy": self.server.strategy,
             "keep_hours": self.server.keep_hours,
+            "stopper_image": self.server.stopper_image,
             "timeout_seconds": self.server.timeout_seconds,
             "pod": self.server.pod.plain(),
             "served_model_name": self.server.served_model_name,

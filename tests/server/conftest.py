@@ -149,7 +149,11 @@ class SandboxProcess:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         images = folder / "images.json"
-        images.write_text(json.dumps([{"image": "example.com/engine-double:*", "path": str(IMAGES / "double")}]))
+        rows = [
+            {"image": "example.com/engine-double:*", "path": str(IMAGES / "double")},
+            {"image": "python:*-slim-bookworm", "path": str(Path(sys.executable).resolve().parent)},
+        ]
+        images.write_text(json.dumps(rows))
         self._command = [sys.executable, "-m", "streamway.sandbox.cluster", "--state", str(folder), "--port", "0"]
         self._command += ["--images", str(images), "--backoff-seconds", "0.5"]
 

@@ -159,7 +159,12 @@ def _cluster(subject: Subject) -> str:
     settings, chosen = subject.settings, subject.settings.server
     connection = cluster.connect(chosen.cluster)
     cluster.check_zone(settings.pod_zone, chosen.cluster)
-    lacking = server.check_permissions(namespace=chosen.namespace, cluster=chosen.cluster, warm_start=chosen.warm_start)
+    lacking = server.check_permissions(
+        namespace=chosen.namespace,
+        cluster=chosen.cluster,
+        warm_start=chosen.warm_start,
+        blue_green=chosen.strategy == "blue_green",
+    )
     version = connection.get("/version").get("gitVersion", "unknown")
     helpful = f"; not allowed and not needed: {'; '.join(lacking)}" if lacking else ""
     return f"{connection.address} answers, Kubernetes {version}{helpful}{_distance(settings)}"

@@ -113,6 +113,15 @@ def _read_caches(release_uris: list[str]) -> list[tuple[str, ZoneCache]]:
     return found
 
 
+def _end_words(found: server.EndpointStatus) -> str:
+    """How what is kept comes to its end."""
+    if found.stops_by_itself is None:
+        return ""
+    if found.stops_by_itself:
+        return ", and is stopped then"
+    return ", and then holds its GPU until the next rollout: nothing in the cluster stops it"
+
+
 def _pod_words(revision: server.RevisionStatus) -> str:
     if revision.replicas:
         return f"{revision.ready} of {revision.replicas} pods ready"
@@ -141,7 +150,7 @@ def _status_lines(found: server.EndpointStatus) -> list[str]:
         f"Tested    {found.last_smoke_test or 'never'}{f', at {found.tested_at}' if found.tested_at else ''}",
     ]
     if found.keep_previous_until:
-        lines.append(f"Kept      {found.previous} runs on until {found.keep_previous_until}")
+        lines.append(f"Kept      {found.previous} runs on until {found.keep_previous_until}{_end_words(found)}")
     return lines + [
         f"  {revision.role:10} {revision.name:16} {revision.model_id} at {revision.commit_sha[:12]}, "
         f"{_pod_words(revision)}, {revision.image}, made {revision.created}{_FATES.get(revision.role, '')}"

@@ -65,6 +65,7 @@ def deploy(
             cluster=chosen.cluster,
             strategy=chosen.strategy,
             keep_seconds=chosen.keep_hours * 3600,
+            stopper_image=chosen.stopper_image,
             find_kit=warm_start.finder(release_uri),
             drop_kit=warm_start.drop_kit,
             verify=_prover(settings, arguments),

@@ -15,6 +15,7 @@ SCALE_MANAGER = "streamway-scale"
 
 _PLURALS = {
     "ConfigMap": "configmaps",
+    "CronJob": "cronjobs",
     "Deployment": "deployments",
     "Event": "events",
     "HorizontalPodAutoscaler": "horizontalpodautoscalers",
@@ -23,6 +24,8 @@ _PLURALS = {
     "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets",
     "ReplicaSet": "replicasets",
+    "Role": "roles",
+    "RoleBinding": "rolebindings",
     "Service": "services",
     "ServiceAccount": "serviceaccounts",
 }

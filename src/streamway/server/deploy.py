@@ -24,6 +24,7 @@ from streamway.server.manifests import (
 )
 from streamway.server.rollout import Patience, Phase
 from streamway.server.spec import STRATEGIES, Resources, ServerSpec, derive
+from streamway.server.stopper import STOPPER_IMAGE, check_stopper_image
 from streamway.server.streamer_log import StreamerFigures
 from streamway.server.switch import Plan, Switched, Verify, roll_out
 from streamway.storage.segments import Progress
@@ -125,6 +126,7 @@ def deploy_server(
     unschedulable_seconds: float = 60,
     strategy: str = "auto",
     keep_seconds: float = 3600,
+    stopper_image: str = STOPPER_IMAGE,
     verify: Verify | None = None,
     find_kit: FindKit | None = None,
     drop_kit: DropKit | None = None,
@@ -168,7 +170,8 @@ def deploy_server(
         timeout_seconds: Longest wait; 0 derives it from the size.
         unschedulable_seconds: Longest wait for a node where no autoscaler says that it adds one.
         strategy: `recreate`, `surge`, `blue_green`, or `auto`: surge where a node is found, else recreate.
-        keep_seconds: How long `blue_green` keeps the old revision running.
+        keep_seconds: How long `blue_green` keeps the old revision running; 0 keeps it no longer.
+        stopper_image: Image with python3, in which the cluster stops it when its time is over.
         verify: Proves a new revision before the Service selects it; it raises where the answer is wrong.
         find_kit: Finds the warm-start kit of a key; None for no kits.
         drop_kit: Told of a kit that the engine fails with and starts without.
@@ -215,7 +218,7 @@ def deploy_server(
         startup_seconds=int(startup_seconds),
         timeout_seconds=timeout_seconds,
     )
-    check_takeover(strategy, keep_seconds)
+    check_takeover(strategy, keep_seconds, stopper_image)
     budgets = derive(spec).budgets
     connection = connect(cluster)
     check_zone(spec.zone, cluster)
@@ -231,6 +234,7 @@ def deploy_server(
         patience=Patience(deadline_seconds=budgets.step_seconds, unschedulable_seconds=unschedulable_seconds),
         size_bytes=spec.size_bytes,
         keep_seconds=keep_seconds,
+        stopper_image=stopper_image,
         verify=verify,
         hold=hold,
         force=force,
@@ -295,12 +299,13 @@ def _deployed(spec: ServerSpec, done: Switched | None, *, changed: bool) -> Depl
     )
 
 
-def check_takeover(strategy: str, keep_seconds: float) -> None:
+def check_takeover(strategy: str, keep_seconds: float, stopper_image: str = STOPPER_IMAGE) -> None:
     """Refuse a way for a new revision to take over that there is not.
 
     Raises:
-        SettingsError: no such strategy, or no time to keep the old revision for.
+        SettingsError: no such strategy, no time to keep the old revision for, or an image without a version.
     """
+    check_stopper_image(stopper_image)
     if not 0 <= keep_seconds <= _MOST_KEEP_SECONDS:
         raise SettingsError(
             f"keep_hours is {keep_seconds / 3600:g}, expected 0 to {_MOST_KEEP_SECONDS / 3600:g}.",

@@ -44,6 +44,7 @@ _OF_PREVIOUS = {
 }
 STRATEGY = "streamway/strategy"
 KEEP_SECONDS = "streamway/keep-seconds"
+STOPPER_IMAGE = "streamway/stopper-image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,11 @@ class Revision:
     @property
     def deployment_name(self) -> str:
         return str(self.deployment["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        """What tells it from another Deployment of the same name."""
+        return str(self.deployment["metadata"]["uid"])
 
     @property
     def replicas(self) -> int:
@@ -221,14 +227,20 @@ def _proofs_after_move(annotations: Mapping[str, str], *, back: bool) -> dict[st
 
 
 def open_candidate(
-    connection: ClusterConnection, endpoint: Endpoint, revision: str, *, strategy: str, keep_seconds: float
+    connection: ClusterConnection,
+    endpoint: Endpoint,
+    revision: str,
+    *,
+    strategy: str,
+    keep_seconds: float,
+    stopper_image: str,
 ) -> str:
     """Give a revision that does not serve yet a Service of its own; return its name.
 
     The Service remembers how the revision is to take over, for whoever proves it later.
     """
     name = revision_name(endpoint.name, revision)
-    annotations = {STRATEGY: strategy, KEEP_SECONDS: f"{keep_seconds:g}"}
+    annotations = {STRATEGY: strategy, KEEP_SECONDS: f"{keep_seconds:g}", STOPPER_IMAGE: stopper_image}
     apply(
         connection,
         service_manifest(endpoint.namespace, endpoint.name, revision=revision, name=name, annotations=annotations),

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from streamway.cluster import ClusterConnection, connect
 from streamway.errors import ApiServerError, ClusterError
+from streamway.server import stopper
 from streamway.server.apply import collection_path, delete, scale
 from streamway.server.endpoint import (
     ACTIVE_SINCE,
     KEEP_SECONDS,
     KEEP_UNTIL,
     PROOF,
+    STOPPER_IMAGE,
     STRATEGY,
     TESTED_AT,
     Endpoint,
@@ -79,6 +81,7 @@ class EndpointStatus:
         previous: Revision that served before it; empty for none.
         active_since: When the Service began to select it.
         keep_previous_until: Until when the previous one is kept running; empty where it is not.
+        stops_by_itself: Whether the cluster stops it then, without a run or a command; None where that is not known.
         last_smoke_test: What the last smoke test said that the active revision has passed.
         tested_at: When that was.
         last_figures: What it measured.
@@ -91,6 +94,7 @@ class EndpointStatus:
     previous: str
     active_since: str
     keep_previous_until: str
+    stops_by_itself: bool | None
     last_smoke_test: str
     tested_at: str
     last_figures: Mapping[str, float]
@@ -103,7 +107,8 @@ def read_status(*, name: str, namespace: str, cluster: str = "") -> EndpointStat
     Raises:
         ClusterError: there is no such endpoint.
     """
-    return _status(_existing(connect(cluster), namespace, name))
+    connection = connect(cluster)
+    return _status(connection, _existing(connection, namespace, name))
 
 
 def promote_revision(
@@ -146,7 +151,7 @@ def promote_revision(
                 )
             plan = _held_plan(connection, endpoint, revision, holding)
             promote(connection, endpoint, plan, endpoint.active_revision, proof=proof, figures=figures)
-        return _status(read_endpoint(connection, namespace, name))
+        return _status(connection, read_endpoint(connection, namespace, name))
 
 
 def reject_revision(
@@ -268,7 +273,7 @@ def rollback(
         logger.info("endpoint %s serves revision %s again", name, wanted)
         if done.gap:
             logger.info("it was without a server while the two changed places")
-        return _status(read_endpoint(connection, namespace, name))
+        return _status(connection, read_endpoint(connection, namespace, name))
 
 
 def retire_server(*, name: str, namespace: str, cluster: str = "") -> tuple[str, ...]:
@@ -345,6 +350,7 @@ def _held_plan(connection: ClusterConnection, endpoint: Endpoint, revision: str,
         port=PORT,
         patience=Patience(deadline_seconds=_RETURN_SECONDS),
         keep_seconds=float(annotations.get(KEEP_SECONDS, "3600")),
+        stopper_image=annotations.get(STOPPER_IMAGE, stopper.STOPPER_IMAGE),
         still_ours=holding.check,
     )
 
@@ -378,9 +384,10 @@ def _leave_active(
     return outcome
 
 
-def _status(endpoint: Endpoint) -> EndpointStatus:
+def _status(connection: ClusterConnection, endpoint: Endpoint) -> EndpointStatus:
     annotations = endpoint.annotations
-    kept = endpoint.revisions.get(endpoint.previous)
+    previous = endpoint.revisions.get(endpoint.previous)
+    kept_until = annotations.get(KEEP_UNTIL, "") if previous is not None and previous.replicas else ""
     rows = [_revision_status(endpoint, revision) for revision in endpoint.revisions.values()]
     order = ("active", "candidate", "previous", "earlier", "stray")
     return EndpointStatus(
@@ -389,7 +396,8 @@ def _status(endpoint: Endpoint) -> EndpointStatus:
         active=endpoint.active,
         previous=endpoint.previous,
         active_since=annotations.get(ACTIVE_SINCE, ""),
-        keep_previous_until=annotations.get(KEEP_UNTIL, "") if kept is not None and kept.replicas else "",
+        keep_previous_until=kept_until,
+        stops_by_itself=stopper.has_stopper(connection, endpoint, endpoint.previous) if kept_until else None,
         last_smoke_test=annotations.get(PROOF, ""),
         tested_at=annotations.get(TESTED_AT, ""),
         last_figures=endpoint.figures,

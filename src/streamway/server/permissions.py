@@ -1,5 +1,6 @@
 """What a run needs to be allowed in its namespace, asked before anything is moved."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from streamway.cluster import ClusterConnection, connect
@@ -56,27 +57,44 @@ WARM_STARTS = (
         purpose="to tell later pods which warm-start kit to restore",
     ),
 )
+# What blue_green kept is stopped by a CronJob, whose own account may scale that Deployment and nothing else. Nobody may
+# grant a right that they do not have, which is what the first of these is for.
+_STOPS = "to have the cluster stop what blue_green kept, when its time is over"
+STOPPING = (
+    Permission(resource="deployments/scale", group="apps", verbs=("get", "patch"), purpose=_STOPS),
+    Permission(resource="cronjobs", group="batch", verbs=_WRITE, purpose=_STOPS),
+    Permission(resource="roles", group="rbac.authorization.k8s.io", verbs=_WRITE, purpose=_STOPS),
+    Permission(resource="rolebindings", group="rbac.authorization.k8s.io", verbs=_WRITE, purpose=_STOPS),
+)
 
 
-def role_rules(*, warm_start: bool = False) -> list[dict[str, list[str]]]:
+def role_rules(*, warm_start: bool = False, blue_green: bool = False) -> list[dict[str, list[str]]]:
     """Rules of a Role that allows all of it, as a manifest has them.
 
     Args:
         warm_start: Whether warm-start kits are to be kept and restored.
+        blue_green: Whether the cluster is to stop what `blue_green` kept.
     """
     return [
         {"apiGroups": [entry.group], "resources": [entry.resource], "verbs": list(entry.verbs)}
-        for entry in (*NEEDED, *HELPFUL, *(WARM_STARTS if warm_start else ()))
+        for entry in (*NEEDED, *_helpful(warm_start=warm_start, blue_green=blue_green))
     ]
 
 
-def check_permissions(*, namespace: str, cluster: str = "", warm_start: bool = False) -> tuple[str, ...]:
+def _helpful(*, warm_start: bool, blue_green: bool) -> tuple[Permission, ...]:
+    return (*HELPFUL, *(WARM_STARTS if warm_start else ()), *(STOPPING if blue_green else ()))
+
+
+def check_permissions(
+    *, namespace: str, cluster: str = "", warm_start: bool = False, blue_green: bool = False
+) -> tuple[str, ...]:
     """Ask the cluster whether we may do what a run does.
 
     Args:
         namespace: Where the endpoint is or will be; a namespace that does not exist yet is judged all the same.
         cluster: As in `streamway.cluster.connect`.
         warm_start: Whether warm-start kits are to be kept and restored.
+        blue_green: Whether the cluster is to stop what `blue_green` kept.
 
     Returns:
         A sentence for each helpful right that is missing; nothing fails without these.
@@ -85,16 +103,21 @@ def check_permissions(*, namespace: str, cluster: str = "", warm_start: bool = F
         ClusterPermissionError: names every verb and resource that is missing and needed.
     """
     connection = connect(cluster)
-    missing = [words for entry in NEEDED for words in _missing(connection, namespace, entry)]
+    missing = missing_rights(connection, namespace, NEEDED)
     if missing:
         raise ClusterPermissionError(
             f"In namespace {namespace} of {connection.name} we may not: {', '.join(missing)}.",
             next_step="Ask the cluster's administrator for a Role with these verbs, bound to this account.",
         )
-    lacks = [
-        (entry, _missing(connection, namespace, entry)) for entry in (*HELPFUL, *(WARM_STARTS if warm_start else ()))
-    ]
-    return tuple(f"{', '.join(words)} would help {entry.purpose}" for entry, words in lacks if words)
+    lacks: dict[str, list[str]] = {}
+    for entry in _helpful(warm_start=warm_start, blue_green=blue_green):
+        lacks.setdefault(entry.purpose, []).extend(_missing(connection, namespace, entry))
+    return tuple(f"{', '.join(words)} would help {purpose}" for purpose, words in lacks.items() if words)
+
+
+def missing_rights(connection: ClusterConnection, namespace: str, wanted: Iterable[Permission]) -> list[str]:
+    """Ask the cluster which of some rights we do not have, and give each as `verb resource`."""
+    return [words for entry in wanted for words in _missing(connection, namespace, entry)]
 
 
 def _missing(connection: ClusterConnection, namespace: str, entry: Permission) -> list[str]:

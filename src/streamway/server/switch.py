@@ -22,6 +22,7 @@ from streamway.server.endpoint import (
     earlier_after_move,
     open_candidate,
     point_service,
+    read_endpoint,
     recorded_pods,
     remove_revision,
     stop_revision,
@@ -30,6 +31,7 @@ from streamway.server.endpoint import (
 from streamway.server.kit import DropKit
 from streamway.server.kit_offer import take_back_kit
 from streamway.server.rollout import Patience, Phase, Rollout, await_rollout
+from streamway.server.stopper import STOPPER_IMAGE, leave_stopper, remove_stopper
 from streamway.storage.segments import Progress
 
 logger = logging.getLogger("streamway.server")
@@ -86,7 +88,8 @@ class Plan:
         port: Port of the engine.
         patience: How long to wait for what.
         size_bytes: Bytes of the release, for progress.
-        keep_seconds: How long `blue_green` keeps the old revision running.
+        keep_seconds: How long `blue_green` keeps the old revision running; 0 keeps it no longer.
+        stopper_image: Image with python3, in which the cluster stops it when its time is over.
         verify: Proves the new revision; it raises where the answer is wrong.
         hold: Leave the Service where it is after a successful rollout.
         force: Take fields over from other managers.
@@ -103,6 +106,7 @@ class Plan:
     patience: Patience
     size_bytes: int = 0
     keep_seconds: float = 3600
+    stopper_image: str = STOPPER_IMAGE
     verify: Verify | None = None
     hold: bool = False
     force: bool = False
@@ -135,6 +139,7 @@ def roll_out(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> S
         RolloutError: the new revision does not become ready; says what was returned to.
         StreamwayError: what `verify` raised, after the old revision has been returned to.
     """
+    endpoint = _spare_wanted(connection, endpoint, plan.revision)
     _remove_strays(connection, endpoint, plan.revision)
     settle_previous(connection, endpoint, wanted=plan.revision)
     old = endpoint.active_revision if endpoint.active != plan.revision else None
@@ -149,6 +154,15 @@ def roll_out(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> S
             raise
         logger.warning("no room for a second server beside the old one: %s", error.problem)
     return _in_place(connection, endpoint, plan, old)
+
+
+def _spare_wanted(connection: ClusterConnection, endpoint: Endpoint, wanted: str) -> Endpoint:
+    """See that a revision which is kept, and is to serve again, is not stopped meanwhile; return the endpoint anew."""
+    if wanted != endpoint.previous or not endpoint.annotations.get(KEEP_UNTIL):
+        return endpoint
+    remove_stopper(connection, endpoint, wanted)
+    # It may have been stopped a moment ago.
+    return read_endpoint(connection, endpoint.namespace, endpoint.name)
 
 
 def _would_gpus_help(error: RolloutError) -> bool:
@@ -173,16 +187,19 @@ def promote(
 ) -> bool:
     """Move the Service to the new revision, then settle the old one by the strategy."""
     plan.still_ours()
-    keep_until = ""
-    if old is not None and plan.strategy == "blue_green":
-        keep_until = time_text(datetime.now(UTC) + timedelta(seconds=plan.keep_seconds))
+    keep_until, keeps = "", plan.strategy == "blue_green" and plan.keep_seconds > 0
+    if old is not None and keeps:
+        until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=plan.keep_seconds)
+        keep_until = time_text(until)
+        if old.replicas:
+            leave_stopper(connection, endpoint, old, until, image=plan.stopper_image)
     changed = point_service(
         connection, endpoint, plan.revision, force=plan.force, keep_until=keep_until, proof=proof, figures=figures
     )
     close_candidate(connection, endpoint, plan.revision)
     if endpoint.active != plan.revision:
         _stop_earlier(connection, endpoint, plan.revision)
-    if old is not None and plan.strategy != "blue_green" and old.replicas:
+    if old is not None and not keeps and old.replicas:
         scale(connection, endpoint.namespace, old.deployment_name, 0)
     return changed
 
@@ -192,6 +209,8 @@ def _stop_earlier(connection: ClusterConnection, endpoint: Endpoint, revision: s
     for name in sorted(earlier_after_move(endpoint, revision)):
         if endpoint.revisions[name].replicas:
             logger.info("revision %s was kept for going back to, which is %s now; stopping it", name, endpoint.active)
+            if name == endpoint.previous and endpoint.annotations.get(KEEP_UNTIL):
+                remove_stopper(connection, endpoint, name)
             scale(connection, endpoint.namespace, endpoint.revisions[name].deployment_name, 0)
 
 
@@ -206,6 +225,7 @@ def settle_previous(connection: ClusterConnection, endpoint: Endpoint, *, wanted
         return
     if until and until < time_text():
         logger.info("revision %s was kept until %s; stopping it", previous.name, until)
+        remove_stopper(connection, endpoint, previous.name)
     elif wanted and not until:
         logger.info("revision %s still runs, and is not to be kept; stopping it", previous.name)
         # Someone may have begun to prove it again.
@@ -421,7 +441,12 @@ def _prove(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> tup
     if endpoint.active == plan.revision or (plan.verify is None and not plan.hold):
         return endpoint.name, proof
     service = open_candidate(
-        connection, endpoint, plan.revision, strategy=plan.strategy, keep_seconds=plan.keep_seconds
+        connection,
+        endpoint,
+        plan.revision,
+        strategy=plan.strategy,
+        keep_seconds=plan.keep_seconds,
+        stopper_image=plan.stopper_image,
     )
     if plan.verify is not None:
         candidate = Candidate(namespace=endpoint.namespace, service=service, port=plan.port, revision=plan.revision)
