@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from streamway.cluster import ClusterConnection, connect
-from streamway.errors import ApiServerError, SettingsError
+from streamway.errors import ClusterPermissionError, SettingsError
 from streamway.server import DeployedServer, promote_revision, read_status, retire_server, role_rules, rollback
 from streamway.server.deploy import check_takeover
 from streamway.server.endpoint import Endpoint, Revision, read_endpoint, time_text
@@ -213,7 +213,7 @@ def test_a_stopper_is_there_before_traffic_moves(
     cluster.misfortunes.must_be_possible()
     cluster.misfortunes.cause("denials", message="not now", resource="services", operations=["UPDATE"])
 
-    with pytest.raises(ApiServerError, match="not now"):
+    with pytest.raises(ClusterPermissionError, match="not now"):
         deploy(**NEW, strategy="blue_green")
 
     assert read_endpoint(connection, namespace, "tiny").active == first.revision
