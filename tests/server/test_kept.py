@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,14 +19,14 @@ from streamway.errors import ClusterPermissionError, SettingsError
 from streamway.server import DeployedServer, promote_revision, read_status, retire_server, role_rules, rollback
 from streamway.server.deploy import check_takeover
 from streamway.server.endpoint import Endpoint, Revision, read_endpoint, time_text
-from streamway.server.stopper import leave_stopper, stopper_manifests
+from streamway.server.stopper import STOPPER_IMAGE, leave_stopper, stopper_manifests
+from streamway.settings import ServerSettings
 
 pytestmark = pytest.mark.slow
 
 Deploy = Callable[..., DeployedServer]
 OLD, NEW = {"commit_sha": "c" * 40}, {"commit_sha": "d" * 40}
 KEPT, ACTIVE = "ccccccc-00000", "ddddddd-00000"
-IMAGE = "python:3.11.14-slim-bookworm"
 STOPPING = ("deployments/scale", "cronjobs", "roles", "rolebindings")
 # By its schedule it begins within a minute of the end of the revision's time.
 LONGEST_SECONDS = 90
@@ -83,7 +85,7 @@ class Kept:
     def leave_stopper(self, connection: ClusterConnection | None = None) -> bool:
         endpoint = self.endpoint()
         kept = endpoint.revisions[KEPT]
-        return leave_stopper(connection or self.connection, endpoint, kept, self.until, image=IMAGE)
+        return leave_stopper(connection or self.connection, endpoint, kept, self.until, image=STOPPER_IMAGE)
 
     def change_service(self, change: dict[str, Any]) -> None:
         path = self.path("v1", "services") + "/tiny"
@@ -181,6 +183,21 @@ def test_what_is_gone_back_to_meanwhile_is_left_alone_and_its_stopper_is_gone(
     assert left == [f"{kind}/stop-{first.revision}" for kind in kinds]
     assert stoppers(connection, namespace) == []
     assert read_endpoint(connection, namespace, "tiny").revisions[first.revision].replicas == 1
+
+
+def test_status_says_until_when_a_revision_is_kept_and_how_that_ends(kept: Kept) -> None:
+    command = [sys.executable, "-c", "from streamway.cli import main; main()", "status", "tiny"]
+
+    def line() -> str:
+        done = subprocess.run([*command, "--namespace", kept.namespace], capture_output=True, text=True, check=True)
+        return next(line for line in done.stdout.splitlines() if line.startswith("Kept"))
+
+    told = f"Kept      {KEPT} runs on until {time_text(kept.until)}"
+    assert line() == f"{told}, and then holds its GPU until the next rollout: nothing in the cluster stops it"
+
+    kept.leave_stopper()
+
+    assert line() == f"{told}, and is stopped then"
 
 
 def test_a_held_revision_leaves_the_stopper_that_its_deployment_asked_for(
@@ -329,7 +346,7 @@ def made_up() -> tuple[Endpoint, Revision]:
 @pytest.mark.parametrize("version", ["1.30", "1.36"])
 def test_what_stops_a_revision_follows_the_schemas_and_belongs_to_it(version: str) -> None:
     endpoint, kept = made_up()
-    manifests = stopper_manifests(endpoint, kept, datetime(2026, 11, 27, 23, 0, 1, tzinfo=UTC), image=IMAGE)
+    manifests = stopper_manifests(endpoint, kept, datetime(2026, 11, 27, 23, 0, 1, tzinfo=UTC), image=STOPPER_IMAGE)
 
     for manifest in manifests:
         kubernetes_validate.validate(manifest, version, strict=True)
@@ -339,7 +356,7 @@ def test_what_stops_a_revision_follows_the_schemas_and_belongs_to_it(version: st
 
 def test_what_stops_a_revision_is_no_pod_of_the_endpoint_and_needs_no_gpu() -> None:
     endpoint, kept = made_up()
-    cron_job = stopper_manifests(endpoint, kept, datetime.now(UTC), image=IMAGE)[-1]
+    cron_job = stopper_manifests(endpoint, kept, datetime.now(UTC), image=STOPPER_IMAGE)[-1]
     template = cron_job["spec"]["jobTemplate"]["spec"]["template"]
 
     assert not template["metadata"]["labels"].keys() & {"app.kubernetes.io/instance", "streamway/revision"}
@@ -361,7 +378,14 @@ def test_what_stops_a_revision_is_no_pod_of_the_endpoint_and_needs_no_gpu() -> N
 def test_a_revision_is_stopped_in_the_first_minute_that_is_not_too_early(until: datetime, schedule: str) -> None:
     endpoint, kept = made_up()
 
-    assert stopper_manifests(endpoint, kept, until, image=IMAGE)[-1]["spec"]["schedule"] == schedule
+    assert stopper_manifests(endpoint, kept, until, image=STOPPER_IMAGE)[-1]["spec"]["schedule"] == schedule
+
+
+def test_what_stops_a_revision_runs_in_the_image_that_our_own_is_made_from() -> None:
+    dockerfile = (Path(__file__).parents[2] / "Dockerfile").read_text()
+
+    assert f"ARG PYTHON={STOPPER_IMAGE}\n" in dockerfile
+    assert ServerSettings(name="tiny").stopper_image == STOPPER_IMAGE
 
 
 @pytest.mark.parametrize("image", ["", "python", "python:latest", "a registry/python:3.11"])
@@ -372,6 +396,6 @@ def test_an_image_without_a_version_is_refused(image: str) -> None:
     assert f"stopper_image is {image!r}" in caught.value.problem
 
 
-@pytest.mark.parametrize("image", [IMAGE, "localhost:5000/python:3.13", f"python@sha256:{'a' * 64}"])
+@pytest.mark.parametrize("image", [STOPPER_IMAGE, "localhost:5000/python:3.13", f"python@sha256:{'a' * 64}"])
 def test_any_image_with_a_version_may_stop_a_revision(image: str) -> None:
     check_takeover("blue_green", 3600, image)
