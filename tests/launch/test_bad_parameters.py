@@ -83,6 +83,7 @@ FORM = [
     Wrong("strategy", "rolling", ("strategy is 'rolling'", "expected one of auto"), "Leave it at auto"),
     Wrong("keep_hours", -1.0, ("keep_hours is -1", "expected 0 to 168"), "1 is usual"),
     Wrong("keep_hours", float("nan"), ("keep_hours is nan", "expected 0 to 168"), "1 is usual"),
+    Wrong("stopper_image", "python", ("stopper_image is 'python'", "an image with its version"), "python3"),
     Wrong("timeout_seconds", -1.0, ("timeout_seconds is -1", "expected 0 to 86400"), "0 to derive it"),
     Wrong("pod", {"memory": "lots"}, ("pod has memory 'lots'", "expected a quantity", "such as 64Gi"), "leave it out"),
     Wrong("pod", {"cpu": 200}, ("pod has cpu 200", "expected at most 95.5 cores", "g2-standard-96"), "Ask for less"),

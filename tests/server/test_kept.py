@@ -333,9 +333,10 @@ def test_nothing_is_left_when_an_endpoint_is_retired(kept: Kept) -> None:
     kept.leave_stopper()
     assert len(stoppers(kept.connection, kept.namespace)) == 4
 
-    retire_server(name="tiny", namespace=kept.namespace)
+    gone = retire_server(name="tiny", namespace=kept.namespace)
 
     wait_until(lambda: stoppers(kept.connection, kept.namespace) == [])
+    assert f"Deployment tiny-{KEPT}" in gone
 
 
 def made_up() -> tuple[Endpoint, Revision]:
@@ -398,4 +399,9 @@ def test_an_image_without_a_version_is_refused(image: str) -> None:
 
 @pytest.mark.parametrize("image", [STOPPER_IMAGE, "localhost:5000/python:3.13", f"python@sha256:{'a' * 64}"])
 def test_any_image_with_a_version_may_stop_a_revision(image: str) -> None:
+    endpoint, kept = made_up()
     check_takeover("blue_green", 3600, image)
+
+    cron_job = stopper_manifests(endpoint, kept, datetime.now(UTC), image=image)[-1]
+    (container,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == image

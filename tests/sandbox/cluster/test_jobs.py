@@ -121,6 +121,7 @@ def test_a_job_goes_with_its_pods_when_its_time_after_the_end_is_over(
 
     wait_until(lambda: cluster.request("GET", f"{jobs}/one").status_code == 404)
     wait_until(lambda: pods(cluster, namespace) == [])
+    assert cluster.events(namespace, reason="Completed")
 
 
 def test_a_job_whose_pod_is_refused_says_why(cluster: RunningCluster, namespace: str, jobs: str) -> None:
@@ -187,13 +188,14 @@ def test_a_job_that_still_runs_lets_no_other_begin_where_that_is_forbidden(
 
 
 def test_only_so_many_jobs_are_remembered(
-    cluster: RunningCluster, jobs: str, daily: Make, days_pass: Callable[[], None]
+    cluster: RunningCluster, namespace: str, jobs: str, daily: Make, days_pass: Callable[[], None]
 ) -> None:
     daily(successfulJobsHistoryLimit=0)
     days_pass()
 
     wait_until(lambda: cluster.get(jobs)["items"])
     wait_until(lambda: cluster.get(jobs)["items"] == [])
+    assert cluster.events(namespace, reason="SuccessfulDelete")
 
 
 def test_what_a_cron_job_has_made_goes_with_it(
@@ -205,8 +207,8 @@ def test_what_a_cron_job_has_made_goes_with_it(
 
     cluster.request("DELETE", f"{cron_jobs}/daily", {"propagationPolicy": "Background"})
 
-    wait_until(lambda: cluster.get(jobs)["items"] == [])
-    wait_until(lambda: pods(cluster, namespace) == [])
+    wait_until(lambda: cluster.get(jobs)["items"] == [] and pods(cluster, namespace) == [])
+    assert cluster.get(cron_jobs)["items"] == []
 
 
 @pytest.mark.parametrize(
