@@ -119,6 +119,7 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "shape_of_floats": (file_of({"a": entry([1.0], 0, 1)}, b"x"), "bad-shape"),  # type: ignore[list-item]
     "shape_of_a_thousand": (file_of({"a": entry([1] * 1000, 0, 1)}, b"x"), "bad-shape"),
     "overflowing_shape": (file_of({"a": entry([2**33, 2**33], 0, 4)}, bytes(4)), "wrong-size"),
+    "shape_beyond_floats": (file_of({"a": entry([2**61] * 20, 0, 4)}, bytes(4)), "wrong-size"),
     "huge_dimension": (file_of({"a": entry([2**64], 0, 4)}, bytes(4)), "bad-shape"),
     "negative_offset": (file_of({"a": entry([1], -1, 0)}, b"x"), "bad-offsets"),
     "backward_offsets": (file_of({"a": entry([1], 1, 0)}, b"x"), "bad-offsets"),

@@ -1,5 +1,6 @@
 """What config.json says about a model, held against the tensors that are there."""
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -16,6 +17,8 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _LAYER_INDEX = re.compile(r"(?P<stack>.*?\b(?:layers?|h|blocks?))\.(?P<number>\d+)\.")
 _FLOATS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+_MOST_COUNT = 1 << 40
+"""A larger number is no model's, and numbers of thousands of digits cannot even be written down."""
 _FLOAT_CODES = frozenset(_FLOATS.values())
 _QUANTISED_NAMES = {"qweight": "GPTQ or AWQ", "weight_packed": "compressed-tensors", "absmax": "bitsandbytes"}
 _OTHER_MODEL = "Check that weights and config.json come from the same model and commit."
@@ -58,7 +61,7 @@ def name_quantisation(config: Mapping[str, Any], entries: Entries) -> str:
 
 def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     found = next((config[key] for key in keys if type(config.get(key)) is int), None)
-    return found if found and found > 0 else None
+    return found if found and 0 < found < _MOST_COUNT else None
 
 
 def _embeddings(config: Mapping[str, Any], entries: Entries) -> Iterator[Finding]:
@@ -96,12 +99,13 @@ def _layers(config: Mapping[str, Any], entries: Entries) -> Iterator[Finding]:
     if not expected or not stacks:
         return
     stack, numbers = max(stacks.items(), key=lambda item: len(item[1]))
-    missing = sorted(set(range(expected)) - numbers)
+    missing = expected - sum(1 for number in numbers if number < expected)
     if missing:
+        first = next(number for number in itertools.count() if number not in numbers)
         yield error(
             "layers-missing",
-            f"{show_name(stack)}.{missing[0]}",
-            f"is missing, and {len(missing)} of the {expected} layers of config.json in all.",
+            f"{show_name(stack)}.{first}",
+            f"is missing, and {missing:,} of the {expected:,} layers of config.json in all.",
             "Download the model again, all of its shards.",
         )
     elif max(numbers) >= expected:

@@ -192,7 +192,8 @@ def _check_entry(name: str, entry: Any, uri: str) -> TensorEntry:
     bits, span = math.prod(shape) * dtype.bits, offsets[1] - offsets[0]
     if bits != span * 8:
         raise fault(
-            "wrong-size", f"spans {span:,} bytes, and {dtype.code} {show_name(str(shape), 60)} takes {bits / 8:,.10g}"
+            "wrong-size",
+            f"spans {span * 8:,} bits, and {dtype.code} {show_name(str(shape), 60)} takes {show_name(f'{bits:,}', 60)}",
         )
     return TensorEntry(name=name, dtype=dtype, shape=tuple(shape), begin=offsets[0], end=offsets[1])
 
