@@ -24,6 +24,7 @@ from torch_writer import checkpoint_bytes
 from streamway.errors import SafetensorsError
 from streamway.storage import list_files, read_file
 from streamway.storage.records import WEIGHTS_RECORD
+from streamway.weights import validate
 
 
 def test_good_safetensors_pass_without_moving_a_byte(root: str) -> None:
@@ -106,6 +107,32 @@ def test_shards_without_an_index_get_one(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index == {"metadata": {"total_size": 4}, "weight_map": {"a": names[0], "b": names[1]}}
     assert "model.safetensors.index.json" in [file.path for file in converted.files]
+
+
+def test_a_lone_shard_leaves_the_index_of_its_old_name_behind(tmp_path: Path) -> None:
+    name, index = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
+    content = safetensors_bytes(PLAIN_ROWS, metadata={"format": "pt"})
+    weight_map = {"metadata": {"total_size": 108}, "weight_map": dict.fromkeys(PLAIN_ROWS, name)}
+    source = put(tmp_path / "source", {name: content, index: weight_map, "config.json": CONFIG})
+    converted = convert(source, str(tmp_path / "out"), copy_unchanged=True)
+    assert [file.path for file in converted.files] == ["config.json", "model.safetensors"]
+    assert any(note.startswith(f"{index} is not kept") for note in converted.report["notes"])
+    assert "stray-file" not in [finding.code for finding in validate(str(tmp_path / "out")).findings]
+
+
+def test_an_index_that_is_wrong_gives_way_to_what_the_shards_hold(tmp_path: Path) -> None:
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    rows = {"model.embed_tokens.weight": ("U8", [2], b"aa"), "model.norm.weight": ("U8", [2], b"bb")}
+    contents = [safetensors_bytes({name: row}, metadata={"format": "pt"}) for name, row in rows.items()]
+    homes = dict(zip(rows, names, strict=True))
+    stated = {"metadata": {"total_size": 6}, "weight_map": {**homes, "lm_head.weight": names[1]}}
+    shards = dict(zip(names, contents, strict=True))
+    put(tmp_path / "source", {**shards, "config.json": {}, "model.safetensors.index.json": stated})
+    converted = convert(str(tmp_path / "source"), str(tmp_path / "out"))
+    uris = {file.path: file.uri for file in converted.files}
+    index = json.loads(read_file(uris["model.safetensors.index.json"]))
+    assert index == {"metadata": {"total_size": 4}, "weight_map": homes}
+    assert uris[names[0]] == str(tmp_path / "source" / names[0])
 
 
 def test_safetensors_win_over_pickles_and_strays_stay_behind(tmp_path: Path) -> None:

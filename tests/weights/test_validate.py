@@ -1,6 +1,7 @@
 """A judgement names everything that is wrong with a model at once, from its headers alone."""
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "head_dim": ({"head_dim": 4}, ["head-size"] * 3),
     "quantised": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantised"]),
     "nonsense": ({"hidden_size": "wide", "num_hidden_layers": -1, "architectures": 5, "quantization_config": 3}, []),
+    "layers_without_end": ({"num_hidden_layers": 10**11}, ["layers-missing"]),
     "remote_code": ({"auto_map": {"AutoModel": "modeling_x.X"}}, ["remote-code"]),
 }
 
@@ -168,7 +170,7 @@ def test_folders_are_judged_by_what_lies_in_them(tmp_path: Path, case: str) -> N
     assert report.ok == (not errors & set(expected))
 
 
-def sharded(folder: Path, weight_map: dict[str, int] | None, total: int = 4, **files: Any) -> str:
+def sharded(folder: Path, weight_map: dict[str, int] | None, total: float = 4, **files: Any) -> str:
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     contents = [
         safetensors_bytes({name: ("U8", [2], b"ab") for name in group}, metadata={"format": "pt"})
@@ -186,13 +188,14 @@ def sharded(folder: Path, weight_map: dict[str, int] | None, total: int = 4, **f
     [
         ({"a": 0, "b": 1}, 4, []),
         ({"a": 0, "b": 1}, 5, ["index-total-size"]),
+        ({"a": 0, "b": 1}, math.inf, ["index-total-size"]),
         ({"a": 1, "b": 0}, 4, ["index-wrong-file", "index-wrong-file"]),
         ({"a": 0, "b": 1, "c": 1}, 4, ["index-unknown-tensor"]),
         (None, 4, ["index-missing"]),
     ],
 )
 def test_an_index_is_held_against_the_headers(
-    tmp_path: Path, weight_map: dict[str, int] | None, total: int, expected: list[str]
+    tmp_path: Path, weight_map: dict[str, int] | None, total: float, expected: list[str]
 ) -> None:
     assert codes(validate(sharded(tmp_path, weight_map, total))) == expected
 
@@ -201,6 +204,25 @@ def test_an_index_that_forgets_tensors_is_a_warning(tmp_path: Path) -> None:
     twice = safetensors_bytes({"b": ("U8", [1], b"b"), "c": ("U8", [1], b"c")}, metadata={"format": "pt"})
     folder = sharded(tmp_path, {"a": 0, "b": 1}, **{"model-00002-of-00002.safetensors": twice})
     assert codes(validate(folder), "warning") == ["index-incomplete"]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "severity"),
+    [
+        ("lm_head.weight", {"tie_word_embeddings": True}, "warning"),
+        ("encoder.embed_tokens.weight", {}, "warning"),
+        ("lm_head.weight", {"tie_word_embeddings": False}, "error"),
+        ("model.layers.0.weight", {"tie_word_embeddings": True}, "error"),
+    ],
+)
+def test_an_index_may_name_what_the_model_ties_and_nothing_else_that_is_not_there(
+    tmp_path: Path, name: str, config: dict[str, Any], severity: str
+) -> None:
+    embeddings = safetensors_bytes({"shared.weight": ("U8", [2], b"aa")}, metadata={"format": "pt"})
+    files = {"model-00001-of-00002.safetensors": embeddings, "config.json": {"x": 1, **config}}
+    folder = sharded(tmp_path, {"shared.weight": 0, "b": 1, name: 1}, **files)
+    expected = {"warning": ["index-tied-name"], "error": ["index-unknown-tensor"]}
+    assert codes(validate(folder), severity) == expected[severity]
 
 
 def test_a_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:

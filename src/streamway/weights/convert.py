@@ -54,7 +54,7 @@ _PROOFS_AT_ONCE = 8
 """Between disks two workers with small parts are as fast as many with large ones, which only fill memory; towards a
 bucket, parts under way hide each other's latency (benchmarks/results/convert.md)."""
 
-_RULES_VERSION = 2
+_RULES_VERSION = 3
 """Raised when the same source would become other files, so that earlier results are not taken for this version's."""
 
 _HASHED_BYTES = 4 * 1024 * 1024

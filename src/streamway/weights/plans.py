@@ -106,8 +106,13 @@ def _plan_safetensors(source: ModelSource, folder: ModelFolder) -> ConversionPla
     crooked = [shard for shard in found.shards if shard.header.misaligned]
     shards = tuple(_realigned(shard, names[shard.file.path]) for shard in crooked)
     kept = [(names[shard.file.path], shard.file) for shard in found.shards if not shard.header.misaligned]
-    if folder.weights.index:
+    index = _index_of(found, names)
+    notes = [f"{finding.subject} {finding.message}" for finding in found.findings if finding.severity == WARNING]
+    if folder.weights.index and index and _says_the_same(source, folder.weights.index, index):
         kept.append((folder.weights.index.path, folder.weights.index))
+        index = None
+    elif folder.weights.index:
+        notes.append(f"{folder.weights.index.path} is not kept, because it does not say what the release holds.")
     log.info(
         "%d safetensors shards with %d tensors are valid; %d must be written again to align them.",
         len(found.shards), len(found.entries), len(shards),
@@ -115,12 +120,12 @@ def _plan_safetensors(source: ModelSource, folder: ModelFolder) -> ConversionPla
     return ConversionPlan(
         shards=shards,
         kept=tuple(kept),
-        index=_missing_index(folder, found),
+        index=index_json(*index) if index else None,
         report={
             "format": "safetensors",
             "source_tensors": len(found.entries),
             "stored_twice": [],
-            "notes": [f"{f.subject} {f.message}" for f in found.findings if f.severity == WARNING],
+            "notes": notes,
         },
         aliases={},
         tensors=len(found.entries),
@@ -151,8 +156,16 @@ def _realigned(shard: ReadShard, name: str) -> Shard:
     return build_shard(name, tensors, metadata=metadata)
 
 
-def _missing_index(folder: ModelFolder, found: ReadSet) -> bytes | None:
-    if folder.weights.index or len(found.shards) == 1:
+def _index_of(found: ReadSet, names: Mapping[str, str]) -> tuple[dict[str, str], int] | None:
+    """Return what an index of these shards says, under the names that they get; a lone file needs none."""
+    if len(found.shards) == 1:
         return None
-    homes = {entry.name: shard.file.path for shard in found.shards for entry in shard.header.entries}
-    return index_json(homes, found.data_bytes)
+    homes = {entry.name: names[shard.file.path] for shard in found.shards for entry in shard.header.entries}
+    return homes, found.data_bytes
+
+
+def _says_the_same(source: ModelSource, file: SourceFile, index: tuple[dict[str, str], int]) -> bool:
+    stated = source.read_json(file.path)
+    metadata = stated.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return (stated.get("weight_map"), total) == index

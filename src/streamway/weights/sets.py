@@ -10,6 +10,7 @@ from streamway.weights.folders import WeightSet
 from streamway.weights.safetensors_file import Header, HeaderError, TensorEntry, read_header
 from streamway.weights.shards import FORMAT_METADATA
 from streamway.weights.sources import ModelSource, SourceFile
+from streamway.weights.ties import is_embedding, is_head, ties_embeddings
 from streamway.weights.wording import show_name
 
 _HEADERS_AT_ONCE = 8
@@ -86,13 +87,16 @@ def _index_against_headers(source: ModelSource, weights: WeightSet, shards: Sequ
                 "Run streamway convert, which writes one.",
             )
         return
-    yield from compare_index(weights.index.path, weights.weight_map, _homes(shards))
+    tied = ties_embeddings(source.read_json("config.json")) is not False
+    yield from compare_index(weights.index.path, weights.weight_map, _homes(shards), tied=tied)
     total = source.read_json(weights.index.path).get("metadata", {})
     found = sum(entry.size_bytes for shard in shards for entry in shard.header.entries)
     claimed = total.get("total_size") if isinstance(total, dict) else None
-    if isinstance(claimed, int | float) and int(claimed) != found:
+    if isinstance(claimed, int | float) and claimed != found:
         yield warning(
-            "index-total-size", weights.index.path, f"says {int(claimed):,} bytes of tensors, and there are {found:,}."
+            "index-total-size",
+            weights.index.path,
+            f"says {show_name(f'{claimed:,}', 40)} bytes of tensors, and there are {found:,}.",
         )
 
 
@@ -100,17 +104,29 @@ def _homes(shards: Sequence[ReadShard]) -> dict[str, str]:
     return {entry.name: shard.file.path for shard in shards for entry in shard.header.entries}
 
 
-def compare_index(index_path: str, weight_map: Mapping[str, str], homes: Mapping[str, str]) -> Iterator[Finding]:
+def compare_index(
+    index_path: str, weight_map: Mapping[str, str], homes: Mapping[str, str], *, tied: bool = False
+) -> Iterator[Finding]:
     """Hold an index against the tensors that the shards have.
 
     Args:
         index_path: The index, for messages.
         weight_map: Tensor to file, as the index says.
         homes: Tensor to file, as the files say.
+        tied: Whether the model may tie its embeddings. Converters have left names in the index that they dropped from
+            the files because another name holds their bytes (safetensors' convert.py); loaders do not miss those.
     """
+    tied = tied and any(map(is_embedding, homes))
     for name, file in weight_map.items():
         home = homes.get(name)
-        if home is None:
+        if home is None and tied and (is_head(name) or is_embedding(name)):
+            yield warning(
+                "index-tied-name",
+                index_path,
+                f"says that {show_name(name)} is in {show_name(file)}, and no shard has it; the model ties it.",
+                "Run streamway convert, which writes the index that the shards make.",
+            )
+        elif home is None:
             yield error(
                 "index-unknown-tensor",
                 index_path,
