@@ -93,6 +93,12 @@ def test_entries_that_are_no_tensors_are_named() -> None:
     assert opened(checkpoint_bytes(state)).left_out == ("head._extra_state (NoneType)", "version (tuple)")
 
 
+def test_of_what_is_left_out_the_first_few_are_named_and_the_rest_is_counted() -> None:
+    lists = {f"list{number}": [tensor(FOUR, (4,))] for number in range(20)}
+    left_out = opened(checkpoint_bytes({"weight": tensor(FOUR, (4,)), **lists})).left_out
+    assert left_out == (*(f"list{number} (1 tensors)" for number in range(8)), "12 more")
+
+
 def test_the_prefix_of_a_parallel_wrapper_is_taken_off() -> None:
     state = {"module.a": tensor(FOUR, (4,)), "module.b": tensor(FOUR, (2, 2))}
     found = opened(checkpoint_bytes(state))
@@ -141,6 +147,7 @@ MISFITS: dict[str, tuple[Any, str]] = {
     "numbered": ({0: tensor(FOUR, (4,))}, "named by a int"),
     "metadata": ({"__metadata__": tensor(FOUR, (4,))}, "cannot be the name"),
     "control": ({"a\nb": tensor(FOUR, (4,))}, r"a\\nb.* cannot be the name"),
+    "endless_name": ({"a" * 5000: tensor(FOUR, (4,))}, "cannot be the name"),
     "surrogate": ({"a\ud800": tensor(FOUR, (4,))}, "cannot be the name"),
     "beyond": ({"w": Tensor(Storage(FOUR), (5,))}, "ends at byte 20 of its storage, which has 16"),
     "offset_beyond": ({"w": Tensor(Storage(FOUR), (2,), None, 3)}, "ends at byte 20"),

@@ -111,6 +111,5 @@ def _file_notes(files: Sequence[SourceFile], checkpoints: Sequence[Checkpoint]) 
                 f"{file.path}: the prefix {checkpoint.prefix!r} of a parallel wrapper was taken off every name."
             )
         if checkpoint.left_out:
-            shown = ", ".join(checkpoint.left_out[:8]) + (", ..." if len(checkpoint.left_out) > 8 else "")
-            notes.append(f"{file.path}: left out what is not weights: {shown}.")
+            notes.append(f"{file.path}: left out what is not weights: {', '.join(checkpoint.left_out)}.")
     return notes

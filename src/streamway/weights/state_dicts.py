@@ -6,7 +6,7 @@ keys that a person needs to decide.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 _PARALLEL_PREFIX = "module."
 _MAX_DEPTH = 8
+_MAX_NAME = 4096
+_MOST_NAMED = 8
 _CONTROL_OR_SURROGATE = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
@@ -51,12 +53,12 @@ def find_state_dict(root: Any, *, subject: str) -> StateDict:
     current = root
     while not _holds_tensors(current):
         key = _only_wrapper(current, path, subject)
-        left_out += [_describe(path, other, value) for other, value in current.items() if other != key]
+        left_out += _name_left_out(path, [item for item in current.items() if item[0] != key])
         current, path = current[key], (*path, key)
         if len(path) > _MAX_DEPTH:
             raise CheckpointError(f"{subject}: its state dict is nested more than {_MAX_DEPTH} deep.")
     tensors = {name: value for name, value in current.items() if isinstance(value, TensorRef)}
-    left_out += [_describe(path, name, value) for name, value in current.items() if name not in tensors]
+    left_out += _name_left_out(path, [item for item in current.items() if item[0] not in tensors])
     _check_names(tensors, subject)
     prefix = _PARALLEL_PREFIX if all(name.startswith(_PARALLEL_PREFIX) for name in tensors) else ""
     named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -88,8 +90,16 @@ def _check_names(tensors: dict[Any, TensorRef], subject: str) -> None:
     for name in tensors:
         if type(name) is not str:
             raise CheckpointError(f"{subject}: a tensor is named by a {type(name).__name__}, expected text.")
-        if not name or name == "__metadata__" or _CONTROL_OR_SURROGATE.search(name):
+        if not name or len(name) > _MAX_NAME or name == "__metadata__" or _CONTROL_OR_SURROGATE.search(name):
             raise CheckpointError(f"{subject}: {show_name(name)} cannot be the name of a tensor in safetensors.")
+
+
+def _name_left_out(path: tuple[str, ...], items: Sequence[tuple[Any, Any]]) -> Iterator[str]:
+    """Name the first few and count the rest: a small pickle can hold one large list under any number of keys."""
+    for key, value in items[:_MOST_NAMED]:
+        yield _describe(path, key, value)
+    if len(items) > _MOST_NAMED:
+        yield f"{len(items) - _MOST_NAMED:,} more"
 
 
 def _describe(path: tuple[str, ...], key: Any, value: Any) -> str:
