@@ -5,6 +5,7 @@ import collections
 import os
 import pickle
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,29 @@ def test_deep_tuples_and_their_doubling_cost_nothing() -> None:
 def test_a_doubling_tuple_cannot_be_a_key() -> None:
     with pytest.raises(CheckpointError, match="as a key"):
         read(b"}K\x01\x85" + b"2\x86" * 60 + b"K\x01s.")
+
+
+def test_tuples_as_keys_are_hashed_with_a_secret() -> None:
+    (key,) = read(pickle.dumps({(1, 2): None}))
+    assert key == (1, 2)
+    assert hash(key) != hash((1, 2))
+
+
+COLLIDING = [number * sys.hash_info.modulus for number in range(1, 4)]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pickle_bytes(dict.fromkeys(COLLIDING)),
+        pickle_bytes(Call(Global("collections", "OrderedDict"), ([(number, None) for number in COLLIDING],))),
+        b"N" + b"".join(b"p%d\n" % number for number in COLLIDING) + b".",
+    ],
+    ids=["dict", "ordered", "memo"],
+)
+def test_numbers_that_collide_at_will_are_no_keys(program: bytes) -> None:
+    with pytest.raises(CheckpointError):
+        read(program)
 
 
 @pytest.mark.parametrize("opcodes", [b"}", b"]", b"(", b"N", b"\x8f", b"K\x01", b"]\x94", b"N0"])

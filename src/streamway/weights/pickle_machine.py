@@ -19,7 +19,8 @@ MEMORY_BUDGET_BYTES = 512 * 1024 * 1024
 
 _HEAD_COST = 40
 _LINE_LIMIT = 1024 * 1024
-_KEY_LIMIT = 1 << 60
+KEY_LIMIT = 1 << 60
+"""Larger whole numbers collide at will as keys, because their hash is what is left of them after a division."""
 _NUMBERS = {form: struct.Struct(form) for form in ("<B", "<H", "<i", "<I", "<Q")}
 
 SAFE_FORMAT_STEP = (
@@ -45,6 +46,15 @@ class Opaque:
 
 class OrderedMapping(dict[Any, Any]):
     """An OrderedDict, whose attributes (torch's `_metadata`) are accepted and dropped."""
+
+
+class KeyedTuple(tuple[Any, ...]):
+    """A tuple as a key. Python's hash of a tuple of numbers has no secret, so that any number of them can be made that
+    collide, and a dict of those takes time that grows with its square; its hash of text has one.
+    """
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
 
 class Vocabulary(Protocol):
@@ -154,10 +164,10 @@ class Machine:
         """Let through only keys that hash in constant time and do not collide at will."""
         if value is None or type(value) in (str, bytes, bool, float, complex):
             return value
-        if type(value) is int and -_KEY_LIMIT < value < _KEY_LIMIT:
+        if type(value) is int and -KEY_LIMIT < value < KEY_LIMIT:
             return value
         if type(value) is tuple and len(value) <= 16 and all(type(item) in (str, int, bool) for item in value):
-            return tuple(self.key(item) for item in value)
+            return KeyedTuple(self.key(item) for item in value)
         raise self.malformed(f"uses a {type(value).__name__} as a key before offset {self.window.offset:,}")
 
     def put_items(self, target: Any, flat: Sequence[Any]) -> None:
@@ -221,7 +231,7 @@ class Machine:
     # Memo
 
     def remember(self, index: int) -> None:
-        if index < 0:
+        if not 0 <= index < KEY_LIMIT:
             raise self.malformed(f"stores a value under the number {index}")
         self.spend(100)
         self.memo[index] = self.top()

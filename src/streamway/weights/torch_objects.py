@@ -17,7 +17,7 @@ from streamway.weights.dtypes import (
     TORCH_ONLY_DTYPES,
     torch_element_bytes,
 )
-from streamway.weights.pickle_machine import SAFE_FORMAT_STEP, Constructor, Opaque, OrderedMapping
+from streamway.weights.pickle_machine import KEY_LIMIT, SAFE_FORMAT_STEP, Constructor, Opaque, OrderedMapping
 from streamway.weights.wording import show_name
 
 _MAX_DIMENSIONS = 64
@@ -216,8 +216,8 @@ def _ordered_mapping(arguments: tuple[Any, ...]) -> OrderedMapping:
         (source,) = arguments
         pairs = source.items() if isinstance(source, dict) else source
         for key, value in pairs:
-            if type(key) not in (str, int, bytes):
-                raise ValueError("a key is neither text nor a number")
+            if type(key) not in (str, int, bytes) or (type(key) is int and abs(key) >= KEY_LIMIT):
+                raise ValueError("a key is neither text nor a number that a key may be")
             made[key] = value
     return made
 
