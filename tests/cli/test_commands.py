@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import click
+import numpy
 import pytest
+from safetensors.numpy import save
 
 from streamway.cli.entry import cli
 from streamway.cli.lazy import LazyGroup
@@ -85,6 +87,19 @@ def test_a_replacement_that_is_not_a_pair_is_refused(tmp_path: Path) -> None:
     done = streamway("run", "configs/sandbox.yaml", "--set", "model.revision")
     assert done.returncode == 2
     assert "KEY=VALUE" in done.stderr
+
+
+def test_what_others_wrote_cannot_disturb_the_terminal(tmp_path: Path) -> None:
+    evil = b"\x1b]0;gotcha\x07 \xc2\x9b31m \xe2\x80\xae \xff.txt"
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(save({"weight": numpy.zeros(1)}))
+    Path(os.fsdecode(bytes(tmp_path) + b"/" + evil)).touch()
+    done = subprocess.run([STREAMWAY, "convert", tmp_path, tmp_path / "out"], capture_output=True)
+    assert done.returncode == 0
+    assert rb"\x1b]0;gotcha\x07 \x9b31m \u202e \udcff.txt: not needed for serving" in done.stdout
+    refused = subprocess.run([STREAMWAY, "validate", os.fsdecode(evil)], capture_output=True)
+    assert refused.returncode == 40
+    assert b"\x1b" not in refused.stderr
 
 
 def test_compile_writes_the_file_and_prints_its_path(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
-"""What a person sees: narration on stderr, results on stdout, bars only where there is a terminal."""
+"""What a person sees: narration on stderr, results on stdout, bars only where there is a terminal.
+
+Much of it was written by others: names of files and tensors, licences, a pod's log. It must not move the cursor, turn
+the text around or end the command because it cannot be encoded.
+"""
 
 import contextlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,25 +21,32 @@ if TYPE_CHECKING:
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 LINE_INTERVAL_SECONDS = 5.0
+_MISCHIEF = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls but tabs and newlines, marks that change the direction of text, and halves of characters."""
 
 
 def say(text: str, *, style: str = "") -> None:
     """Narrate one line on stderr."""
-    console.print(escape(text), style=style or None)
+    console.print(escape(_harmless(text)), style=style or None)
+
+
+def _harmless(text: str) -> str:
+    """Write out what a terminal would obey."""
+    return _MISCHIEF.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def show_error(problem: str, next_step: str) -> None:
     """Show an error: what is wrong, then what to do."""
-    console.print(f"[bold red]Error:[/] {escape(problem)}")
+    console.print(f"[bold red]Error:[/] {escape(_harmless(problem))}")
     if next_step:
-        console.print(f"[bold]Next:[/] {escape(next_step)}")
+        console.print(f"[bold]Next:[/] {escape(_harmless(next_step))}")
 
 
 def give(result: Any, *, as_json: bool, lines: list[str]) -> None:
     """Put a result on stdout: as JSON for programs, as lines for people."""
     from streamway.report.journal import plain
 
-    click.echo(json.dumps(plain(result), indent=1) if as_json else "\n".join(lines))
+    click.echo(json.dumps(plain(result), indent=1) if as_json else _harmless("\n".join(lines)))
 
 
 @contextlib.contextmanager
