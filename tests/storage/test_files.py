@@ -53,6 +53,22 @@ def test_reading_more_than_allowed_is_refused(root_uri: str) -> None:
         storage.read_file(uri, max_bytes=4)
 
 
+def test_what_the_disk_refuses_is_an_error_that_names_the_path(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    endless, below = str(tmp_path / ("x" * 300)), str(tmp_path / "file" / "below")
+    for refused in (
+        lambda: storage.exists(endless),
+        lambda: storage.list_files(str(tmp_path)),
+        lambda: storage.write_file(below, b"x"),
+        lambda: storage.copy_file(str(tmp_path / "file"), below),
+        lambda: storage.delete_files([endless]),
+    ):
+        with pytest.raises(StorageError, match=rf"{tmp_path}.* cannot be \w+( at)?: \w") as caught:
+            refused()
+        assert caught.value.next_step
+
+
 def test_writing_only_if_absent_keeps_what_is_there(root_uri: str) -> None:
     uri = storage.join(root_uri, "file")
     storage.write_file(uri, b"first", if_generation=0)

@@ -50,6 +50,19 @@ def test_pieces_of_memory_beyond_the_end_are_an_error(uri: str) -> None:
         storage.open_reader(uri).read_rows(255_400, memory)
 
 
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(StorageError, match=f"{path} is no file"):
+            storage.open_reader(str(path))
+
+
+def test_a_disk_that_fails_is_named() -> None:
+    reader = storage.open_reader("/proc/self/mem")  # whose first page nobody has
+    with pytest.raises(TransferError, match="/proc/self/mem: the disk does not give what is at 0"):
+        reader.read(0, 8)
+
+
 def test_many_threads_read_at_once(uri: str) -> None:
     reader, wrong = storage.open_reader(uri), []
 

@@ -15,6 +15,7 @@ from streamway.storage.cloud import PreconditionFailedError, StoredObject, cloud
 from streamway.storage.digests import crc32c, encode_crc32c
 from streamway.storage.parallel import map_at_once
 from streamway.storage.readers import open_reader
+from streamway.storage.refusals import named_refusals
 
 IN_FLIGHT = ".transfer"
 """Folder, beside the files that it serves, of what is not complete; no listing shows it."""
@@ -47,8 +48,15 @@ def list_files(uri: str) -> tuple[StoredFile, ...]:
     Raises:
         BucketNotFoundError: there is no such bucket. A folder or prefix without files is an empty tuple.
     """
-    found = _list_objects(parse_gs(uri)) if is_gs(uri) else _list_folder(local_path(uri))
-    return tuple(sorted(found, key=lambda file: file.path))
+    if is_gs(uri):
+        return _in_order(_list_objects(parse_gs(uri)))
+    root = local_path(uri)
+    with named_refusals(root, "listed"):
+        return _in_order(_list_folder(root))
+
+
+def _in_order(files: Iterable[StoredFile]) -> tuple[StoredFile, ...]:
+    return tuple(sorted(files, key=lambda file: file.path))
 
 
 def _list_objects(address: ObjectAddress) -> Iterator[StoredFile]:
@@ -60,11 +68,16 @@ def _list_objects(address: ObjectAddress) -> Iterator[StoredFile]:
 
 
 def _list_folder(root: Path) -> Iterator[StoredFile]:
-    for folder, subfolders, names in os.walk(root):
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
         subfolders[:] = [name for name in subfolders if name != IN_FLIGHT]
         for name in names:
             path = Path(folder) / name
-            with contextlib.suppress(FileNotFoundError):  # another run took it away just now
+            # What is not there, another run took away just now.
+            with named_refusals(path, "looked at"), contextlib.suppress(FileNotFoundError):
                 size = path.stat().st_size
                 relative = path.relative_to(root).as_posix()
                 yield StoredFile(path=relative, uri=str(path), size_bytes=size, crc32c=None, generation=0)
@@ -83,7 +96,11 @@ def _stored_file(path: str, stored: StoredObject) -> StoredFile:
 
 def exists(uri: str) -> bool:
     """Tell whether there is a file at exactly this URI."""
-    return cloud_storage().stat(parse_gs(uri)) is not None if is_gs(uri) else local_path(uri).is_file()
+    if is_gs(uri):
+        return cloud_storage().stat(parse_gs(uri)) is not None
+    path = local_path(uri)
+    with named_refusals(path, "looked at"):
+        return path.is_file()
 
 
 def read_file(uri: str, *, max_bytes: int = 64 * 1024 * 1024) -> bytes:
@@ -115,7 +132,8 @@ def write_file(uri: str, data: bytes, *, if_generation: int | None = None) -> St
         stored = cloud_storage().put(address, [data], checksum=crc32c(data), if_generation=if_generation)
         return _stored_file(name, stored)
     path = local_path(uri)
-    _replace(path, data, only_if_absent=if_generation == 0)
+    with named_refusals(path, "written"):
+        _replace(path, data, only_if_absent=if_generation == 0)
     return StoredFile(path=name, uri=str(path), size_bytes=len(data), crc32c=crc32c(data), generation=0)
 
 
@@ -144,8 +162,9 @@ def _delete(uri: str) -> bool:
     if is_gs(uri):
         return cloud_storage().delete(parse_gs(uri))
     path = local_path(uri)
-    there = path.exists()
-    path.unlink(missing_ok=True)
+    with named_refusals(path, "deleted"):
+        there = path.exists()
+        path.unlink(missing_ok=True)
     return there
 
 
@@ -176,9 +195,9 @@ def copy_file(
     if is_gs(source_uri) != is_gs(target_uri):
         raise StorageError(f"{source_uri} and {target_uri} are of different kinds; write_files copies between them.")
     if not is_gs(source_uri):
-        return _copy_on_disk(
-            local_path(source_uri), local_path(target_uri), only_if_absent=if_generation == 0, link=link
-        )
+        source_path, target_path = local_path(source_uri), local_path(target_uri)
+        with named_refusals(target_path, "written"):
+            return _copy_on_disk(source_path, target_path, only_if_absent=if_generation == 0, link=link)
     cloud = cloud_storage()
     source = cloud.stat(parse_gs(source_uri))
     if source is None:

@@ -1,6 +1,7 @@
 """Bytes that can be read by offset, from disk or from Cloud Storage, bound to one version of their source."""
 
 import os
+import stat
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from streamway.errors import SourceChangedError, StorageError, TransferError
 from streamway.storage.addresses import is_gs, local_path, parse_gs
 from streamway.storage.cloud import CloudStorage, StoredObject, cloud_storage
 from streamway.storage.http import Patience
+from streamway.storage.refusals import named_refusals
 from streamway.storage.scatter import Scatter
 from streamway.storage.segments import ByteReader
 
@@ -43,13 +45,14 @@ class LocalReader:
 
     def __init__(self, path: Path) -> None:
         self.uri = str(path)
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise StorageError(
-                f"{path}: cannot be read: {error.strerror}.", next_step="Correct the path or its permissions."
-            ) from error
+        with named_refusals(path, "read"):
+            # Opening a pipe would otherwise wait for somebody to write to it.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise StorageError(
+                f"{path} is no file.", next_step="Give a file's path, or a folder where one is expected."
+            )
         self._stamp = self._look()
         self.size_bytes = self._stamp[0]
 
@@ -70,7 +73,7 @@ class LocalReader:
         """Fill `view` from `offset`."""
         filled = 0
         while filled < len(view):
-            count = os.preadv(self._descriptor, [view[filled:]], offset + filled)
+            count = self._read([view[filled:]], offset + filled)
             if count == 0:
                 break
             filled += count
@@ -84,13 +87,22 @@ class LocalReader:
         """Fill several pieces of memory from one stretch of the file."""
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             group = rows[first : first + _ROWS_AT_ONCE]
-            filled = os.preadv(self._descriptor, group, offset)
+            filled = self._read(group, offset)
             for row in group:
                 if filled < len(row):  # seldom: the call was cut short, or the file ends here
                     self.read_into(offset + max(0, filled), row[max(0, filled) :])
                 filled -= len(row)
                 offset += len(row)
         self.check()
+
+    def _read(self, rows: Sequence[memoryview], offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, rows, offset)
+        except OSError as error:
+            raise TransferError(
+                f"{self.uri}: the disk does not give what is at {offset}: {error.strerror}.",
+                next_step="Check the disk, or the network that it is reached by, then run again.",
+            ) from error
 
     def check(self) -> None:
         """Refuse to go on where the file was written to since it was opened."""

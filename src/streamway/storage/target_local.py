@@ -16,15 +16,15 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from streamway.errors import ChecksumError, StorageError
+from streamway.errors import ChecksumError
 from streamway.storage.addresses import local_path
 from streamway.storage.digests import Checksums, crc32c
 from streamway.storage.files import IN_FLIGHT
 from streamway.storage.passing import PassingHash
+from streamway.storage.refusals import named_refusals
 from streamway.storage.segments import FilePlan, WrittenFile
 from streamway.storage.targets import Position, fingerprint, start_position
 
@@ -74,7 +74,7 @@ class LocalTarget:
         return self._written(noted["sha256"], noted["crc32c"], 0)
 
     def begin(self, part_bytes: int, most_part_bytes: int) -> Position:
-        with _named_errors(self._path):
+        with named_refusals(self._path, "written"):
             return self._begin(part_bytes, most_part_bytes)
 
     def _begin(self, part_bytes: int, most_part_bytes: int) -> Position:
@@ -150,7 +150,7 @@ class LocalTarget:
 
     def write_part(self, number: int, view: memoryview, checksum: int) -> None:
         offset = number * self._part_bytes
-        with _named_errors(self._path):
+        with named_refusals(self._path, "written"):
             with self._writing:
                 written = 0
                 while written < len(view):
@@ -181,7 +181,7 @@ class LocalTarget:
         noted["mtime_ns"] = os.fstat(self._descriptor).st_mtime_ns
         with contextlib.suppress(OSError, AttributeError):  # without extended attributes a rerun reads the file anew
             os.setxattr(self._descriptor, _ATTRIBUTE, json.dumps(noted).encode())
-        with _named_errors(self._path):
+        with named_refusals(self._path, "written"):
             self._partial.replace(self._path)
         self._close()
         written = self._written(checksums.sha256(), checksums.crc32c, moved_bytes)
@@ -249,18 +249,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-@contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Say which file the disk refused."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}.",
-            next_step="Free disk space, or stage in a bucket (gs://), which needs no disk at all."
-            if full
-            else "Correct the path or its permissions.",
-        ) from error
