@@ -42,6 +42,9 @@ def test_a_copy_into_itself_or_beside_another_model_is_refused(tmp_path: Path) -
     source = pickled_model(tmp_path / "source")
     with pytest.raises(StorageError, match="both the source and the target"):
         convert(source, source + "/", copy_unchanged=True)
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(StorageError, match="both the source and the target"):
+        convert(str(tmp_path / "link"), source, copy_unchanged=True)
     put(tmp_path / "out", {"model-00001-of-00009.safetensors": b"x"})
     with pytest.raises(WeightsError, match="not part of this model"):
         convert(source, str(tmp_path / "out"), copy_unchanged=True)

@@ -155,8 +155,13 @@ def _absolute(uri: str) -> str:
     return uri if is_gs(uri) else str(local_path(uri).absolute())
 
 
+def _resolved(uri: str) -> str:
+    """Return what is equal for two ways to the same place, such as a link to a folder."""
+    return uri.rstrip("/") if is_gs(uri) else str(local_path(uri).resolve())
+
+
 def _refuse_own_folder(snapshot_uri: str, weights_uri: str) -> None:
-    if _absolute(snapshot_uri).rstrip("/") == _absolute(weights_uri).rstrip("/"):
+    if _resolved(snapshot_uri) == _resolved(weights_uri):
         raise StorageError(
             f"{weights_uri} is both the source and the target.", next_step="Give another folder for the result."
         )
@@ -388,7 +393,7 @@ def _hash_file(uri: str) -> tuple[str, int]:
 
 def _proof(uri: str, plan: ConversionPlan, proved: Sequence[ProvedTensor]) -> dict[str, Any]:
     if not plan.shards:
-        method = "headers validated; no byte was moved"
+        method = "headers validated; every tensor's bytes are the source's own"
     elif is_gs(uri):
         method = "crc32c of the source's tensors adds up to the checksum that Cloud Storage computed"
     else:
