@@ -151,6 +151,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "template_inside": ({"chat_template.jinja": None, "tokenizer_config.json": {"chat_template": "x"}}, []),
     "consolidated": ({"consolidated.safetensors": b"x"}, ["stray-weights"]),
     "second_set": ({"model-00001-of-00001.safetensors": b"x"}, ["stray-weights"]),
+    "no_tensors": ({"model.safetensors": safetensors_bytes({}, metadata={"format": "pt"})}, ["no-tensors"]),
     "adapter": ({"adapter_model.safetensors": b"x"}, ["stray-weights"]),
     "pickle": ({"pytorch_model.bin": b"x"}, ["stray-file"]),
     "original": ({"original/consolidated.00.pth": b"x"}, ["stray-file"]),
@@ -166,7 +167,7 @@ def test_folders_are_judged_by_what_lies_in_them(tmp_path: Path, case: str) -> N
     files, expected = FOLDERS[case]
     report = validate(llama(tmp_path, **files))
     assert codes(report) == expected
-    errors = {"config-missing", "not-json", "stray-weights"}
+    errors = {"config-missing", "no-tensors", "not-json", "stray-weights"}
     assert report.ok == (not errors & set(expected))
 
 

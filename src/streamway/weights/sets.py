@@ -51,6 +51,7 @@ def read_set(source: ModelSource, weights: WeightSet) -> ReadSet:
     findings += _repeated_names(shards)
     if len(shards) == len(weights.files):
         findings += _index_against_headers(source, weights, shards)
+        findings += _nothing_in(shards)
     findings += _layout(shards)
     return ReadSet(shards=shards, findings=tuple(findings))
 
@@ -97,6 +98,16 @@ def _index_against_headers(source: ModelSource, weights: WeightSet, shards: Sequ
             "index-total-size",
             weights.index.path,
             f"says {show_name(f'{claimed:,}', 40)} bytes of tensors, and there are {found:,}.",
+        )
+
+
+def _nothing_in(shards: Sequence[ReadShard]) -> Iterator[Finding]:
+    if not any(shard.header.entries for shard in shards):
+        yield error(
+            "no-tensors",
+            shards[0].file.path,
+            "holds no tensor, so there is nothing that an engine could load.",
+            "Download the model again; if it is the same, ask the model's owner for its weights.",
         )
 
 
