@@ -58,6 +58,11 @@ def test_a_plan_says_what_policies_would_refuse(hub: Any, bucket_uri: str) -> No
     assert planned.scan == "complaints about model.safetensors (unsafe)"
 
 
+def test_a_configuration_that_is_nested_without_end_asks_for_no_code(hub: Any, bucket_uri: str) -> None:
+    hub.model("org/deep", **{"config.json": b"[" * 100_000})
+    assert plan(bucket_uri, "org/deep").remote_code == ()
+
+
 def test_a_plan_for_pickles_says_so(hub: Any, bucket_uri: str) -> None:
     hub.push("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b"\x80\x02."})
     planned = plan(bucket_uri, "org/pickled")

@@ -124,9 +124,12 @@ def test_shards_that_an_index_names_must_be_there() -> None:
         select([SHARDS[0], "model.safetensors.index.json"], {"model.safetensors.index.json": index(*SHARDS)})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "\0"])
+DEEP = pytest.param("[" * 100_000, id="deep")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "\0", DEEP])
 def test_a_broken_index_is_said_to_be(text: str) -> None:
-    with pytest.raises(NoWeightsError, match=r"model\.safetensors\.index\.json"):
+    with pytest.raises(NoWeightsError, match=r"model\.safetensors\.index\.json is not an index of weights: \S"):
         select([*SHARDS, "model.safetensors.index.json"], {"model.safetensors.index.json": text})
 
 

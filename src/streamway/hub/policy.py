@@ -22,7 +22,7 @@ def find_remote_code(selection: Selection, read: ReadText) -> tuple[str, ...]:
             continue
         try:
             wanted = json.loads(read(file)).get("auto_map")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             continue  # what is no JSON asks for nothing; validation says what is wrong with it
         if wanted:
             found.append(f"{file.path}: {json.dumps(wanted, sort_keys=True)[:200]}")

@@ -103,13 +103,15 @@ def _indexed(
 ) -> tuple[HubFile, ...]:
     try:
         names = sorted({str(name) for name in json.loads(read(index))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not names:
+            raise ValueError("it names no file")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NoWeightsError(
             f"{repository.model_id}: {index.path} is not an index of weights: {error}.",
             next_step=f"Report it on {repository.page}/discussions.",
         ) from error
     missing = [name for name in names if name not in candidates]
-    if missing or not names:
+    if missing:
         raise NoWeightsError(
             f"{repository.model_id}: {index.path} names {len(names)} shards, of which {len(missing)} are not there: "
             f"{', '.join(missing[:5])}.",

@@ -172,7 +172,7 @@ def _read_config(repository: Repository, commit: Commit) -> dict[str, Any] | Non
     """Return the excerpt of config.json that the Hub shows."""
     try:
         config = json.loads(repository.read_text(commit, "config.json"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(config, dict):
         return None
@@ -224,7 +224,7 @@ def _parameters_of(blob: Path) -> Mapping[str, int]:
             if name != "__metadata__":
                 counts[tensor["dtype"]] += _product(tensor["shape"])
         return counts
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         return {}
 
 

@@ -105,7 +105,7 @@ class Manifest:
             if len({file.path for file in files}) != len(files):
                 raise ValueError("a path appears twice")
             return cls(files=files, **fields)
-        except (ValueError, KeyError, TypeError, AttributeError, StorageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StorageError) as error:
             raise ReleaseError(
                 f"{uri} is not a manifest that this version can read: {error}.",
                 next_step="Publish the release again under a new root, or use the version that wrote it.",

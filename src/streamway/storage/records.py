@@ -134,7 +134,7 @@ def _from_json(cls: Any, text: str | bytes, uri: str) -> Any:
             raise ValueError(f"format_version is {version!r}, expected {FORMAT_VERSION}")
         files = tuple(RecordedFile(**entry) for entry in fields.pop("files"))
         return cls(files=files, **fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"{uri} is not a record this version can read: {error}.",
             next_step="Delete it and run again; the step that writes it will make it anew.",
