@@ -12,6 +12,7 @@ import pytest
 
 from streamway import storage
 from streamway.errors import ChecksumError, ReleaseError, StreamwayError
+from streamway.storage.manifest import MAX_BYTES
 from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
 from streamway.storage.segments import FilePlan
 
@@ -196,6 +197,15 @@ def test_files_of_a_release_are_no_links_to_what_others_may_write(tmp_path: Path
 def test_files_that_would_harm_a_pod_are_refused(root_uri: str, stray: str) -> None:
     with pytest.raises(ReleaseError, match="must not be published"):
         storage.upload_model(weights_uri=prepare(root_uri, FILES | {stray: b"x"}), release_root=root_uri)
+
+
+def test_a_record_that_no_manifest_could_hold_is_refused_before_anything_is_published(tmp_path: Path) -> None:
+    uri = storage.join(prepare(str(tmp_path), FILES), WEIGHTS_RECORD)
+    record = PreparedWeights.from_json(storage.read_file(uri), uri=uri)
+    storage.write_file(uri, replace(record, report={"notes": "x" * MAX_BYTES}).to_json().encode())
+    with pytest.raises(StreamwayError, match=f"expected at most {MAX_BYTES}"):
+        storage.upload_model(weights_uri=uri.removesuffix(WEIGHTS_RECORD), release_root=str(tmp_path))
+    assert not (tmp_path / "org").exists()
 
 
 def test_a_release_without_weights_is_refused(root_uri: str) -> None:

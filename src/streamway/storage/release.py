@@ -166,7 +166,8 @@ def _read_prepared(weights_uri: str) -> PreparedWeights:
             f"{weights_uri} is neither a published release nor prepared weights: there is no {WEIGHTS_RECORD}.",
             next_step="Run the conversion first; it also prepares models that are safetensors already.",
         )
-    return PreparedWeights.from_json(read_file(uri), uri=uri)
+    # What the record says goes into the manifest, which must not become longer than any reader takes.
+    return PreparedWeights.from_json(read_file(uri, max_bytes=MAX_BYTES), uri=uri)
 
 
 def _identity(prepared: PreparedWeights, weights_uri: str) -> tuple[str, str]:
