@@ -226,6 +226,13 @@ def test_a_folder_that_never_was_on_a_hub_is_named_by_its_content(root_uri: str,
     assert storage.upload_model(weights_uri=folder, release_root=root_uri).already_published
 
 
+@pytest.mark.parametrize(("folder", "name"), [("my model (v2)", "my-model-v2"), ("_模型", "model")])
+def test_a_folder_of_any_name_can_be_published(tmp_path: Path, folder: str, name: str) -> None:
+    uri = prepare(str(tmp_path), FILES, folder=str(tmp_path / folder), model_id="")
+    release = storage.upload_model(weights_uri=uri, release_root=str(tmp_path / "root"))
+    assert release.manifest.model_id == f"local/{name}"
+
+
 def test_verification_finds_what_is_wrong(root_uri: str) -> None:
     release = storage.upload_model(weights_uri=prepare(root_uri, FILES), release_root=root_uri)
     storage.write_file(storage.join(release.uri, "stray.safetensors"), b"x")

@@ -8,6 +8,7 @@ it sees a whole release or no release.
 import hashlib
 import importlib.metadata
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from streamway.storage.transfer import MEMORY_BYTES, WORKERS, write_files
 log = logging.getLogger("streamway.storage")
 
 _CHECK_BYTES = 8 * 1024 * 1024
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MANIFESTS_READ = 50
 """How many earlier releases of a model are searched for files to reuse, newest first."""
 
@@ -175,7 +177,12 @@ def _identity(prepared: PreparedWeights, weights_uri: str) -> tuple[str, str]:
     if prepared.model_id and prepared.commit_sha:
         return prepared.model_id, prepared.commit_sha
     content = hashlib.sha256("\n".join(f"{file.path} {file.sha256}" for file in prepared.files).encode())
-    return prepared.model_id or f"local/{parent(weights_uri)[1]}", content.hexdigest()[:40]
+    return prepared.model_id or f"local/{_as_name(parent(weights_uri)[1])}", content.hexdigest()[:40]
+
+
+def _as_name(folder: str) -> str:
+    """Make a model's name of a folder's, which may have spaces and anything else in it."""
+    return _NOT_IN_NAMES.sub("-", folder).lstrip("-._").rstrip("-") or "model"
 
 
 def _refuse_strangers(files: Sequence[RecordedFile]) -> None:
