@@ -119,6 +119,21 @@ def test_an_incomplete_row_of_shards_is_refused(paths: tuple[str, ...], complain
         select(paths)
 
 
+@pytest.mark.parametrize(
+    ("paths", "complaint"),
+    [
+        (["config.json", "consolidated.00.pth", "params.json"], r"own layout \(consolidated\.00\.pth\)"),
+        (["config.json", "consolidated.safetensors"], r"own layout \(consolidated\.safetensors\)"),
+        (["config.json", "adapter_config.json", "adapter_model.safetensors"], "is an adapter"),
+        (["adapter_config.json", "adapter_model.bin"], "is an adapter"),
+    ],
+)
+def test_what_would_be_refused_once_it_is_here_is_refused_at_the_hub(paths: list[str], complaint: str) -> None:
+    with pytest.raises(NoWeightsError, match=complaint) as caught:
+        select(paths)
+    assert caught.value.next_step
+
+
 def test_shards_that_an_index_names_must_be_there() -> None:
     with pytest.raises(NoWeightsError, match=r"names 2 shards, of which 1 are not there: model-00002"):
         select([SHARDS[0], "model.safetensors.index.json"], {"model.safetensors.index.json": index(*SHARDS)})

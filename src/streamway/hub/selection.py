@@ -17,7 +17,8 @@ from streamway.storage.allowed import is_companion
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
 _NOT_SAFETENSORS = ("consolidated*", "adapter_*", "*.fp16.*", "*.bf16.*", "*.fp32.*", "*.int8.*", "*.non_ema.*")
 _NOT_PICKLES = (
-    *("training_args*", "optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "adapter_*"),
+    *("training_args*", "optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*"),
+    *("adapter_*", "consolidated*"),
     *("*.fp16.*", "*.bf16.*", "*.fp32.*", "*.non_ema.*", "*_states*"),
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -143,16 +144,29 @@ def _unnamed_set(repository: Repository, candidates: Mapping[str, HubFile]) -> t
 
 def _refuse_adapter(repository: Repository, root: Mapping[str, HubFile]) -> None:
     if "adapter_config.json" in root and "config.json" not in root:
-        raise NoWeightsError(
-            f"{repository.model_id} is an adapter (adapter_config.json), not a model.",
-            next_step="Merge it into its base model, or serve the base model.",
-        )
+        raise _adapter(repository)
+
+
+def _adapter(repository: Repository) -> NoWeightsError:
+    return NoWeightsError(
+        f"{repository.model_id} is an adapter (adapter_config.json), not a model.",
+        next_step="Merge it into its base model, or serve the base model.",
+    )
 
 
 def _no_weights(repository: Repository) -> NoWeightsError:
     others = {
         name for file in repository.files for suffix, name in _OTHER_FORMATS.items() if file.path.endswith(suffix)
     }
+    paths = [file.path for file in repository.files]
+    if "adapter_config.json" in paths:
+        return _adapter(repository)
+    if found := next((path for path in paths if path.startswith("consolidated")), ""):
+        return NoWeightsError(
+            f"{repository.model_id} has its weights only in their author's own layout ({found}), under names that "
+            "Hugging Face's config.json does not describe.",
+            next_step="Choose the repository of the same model in Hugging Face's layout (often with the suffix -hf).",
+        )
     problem = f"{repository.model_id} has no weights at its root as safetensors or torch checkpoints"
     if others:
         return NoWeightsError(
