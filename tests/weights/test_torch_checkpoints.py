@@ -99,10 +99,18 @@ def test_of_what_is_left_out_the_first_few_are_named_and_the_rest_is_counted() -
     assert left_out == (*(f"list{number} (1 tensors)" for number in range(8)), "12 more")
 
 
-def test_the_prefix_of_a_parallel_wrapper_is_taken_off() -> None:
-    state = {"module.a": tensor(FOUR, (4,)), "module.b": tensor(FOUR, (2, 2))}
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_the_prefix_of_a_wrapper_is_taken_off(prefix: str) -> None:
+    state = {f"{prefix}a": tensor(FOUR, (4,)), f"{prefix}b": tensor(FOUR, (2, 2))}
     found = opened(checkpoint_bytes(state))
-    assert ([item.name for item in found.tensors], found.prefix) == (["a", "b"], "module.")
+    assert ([item.name for item in found.tensors], found.prefix) == (["a", "b"], prefix)
+
+
+def test_of_the_prefixes_only_what_every_name_has_is_taken_off() -> None:
+    state = {"module._orig_mod.a": tensor(FOUR, (4,)), "module.b": tensor(FOUR, (2, 2)), "module.": tensor(FOUR, (4,))}
+    assert [item.name for item in opened(checkpoint_bytes(state)).tensors] == [*state]
+    del state["module."]
+    assert [item.name for item in opened(checkpoint_bytes(state)).tensors] == ["_orig_mod.a", "b"]
 
 
 def test_the_word_module_inside_other_names_stays() -> None:

@@ -107,9 +107,7 @@ def _file_notes(files: Sequence[SourceFile], checkpoints: Sequence[Checkpoint]) 
         if checkpoint.path:
             notes.append(f"{file.path}: the weights were taken from {'.'.join(checkpoint.path)}.")
         if checkpoint.prefix:
-            notes.append(
-                f"{file.path}: the prefix {checkpoint.prefix!r} of a parallel wrapper was taken off every name."
-            )
+            notes.append(f"{file.path}: the prefix {checkpoint.prefix!r} of a wrapper was taken off every name.")
         if checkpoint.left_out:
             notes.append(f"{file.path}: left out what is not weights: {', '.join(checkpoint.left_out)}.")
     return notes

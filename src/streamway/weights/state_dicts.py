@@ -6,7 +6,7 @@ keys that a person needs to decide.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from streamway.weights.wording import show_name
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the state dict, as Lightning, fairseq, DeepSpeed and timm write them."""
 
-_PARALLEL_PREFIX = "module."
+_WRAPPED = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put in front of every name of the model that they wrap."""
 _MAX_DEPTH = 8
 _MAX_NAME = 4096
 _MOST_NAMED = 8
@@ -32,7 +33,7 @@ class StateDict:
     Args:
         tensors: Every tensor by its name.
         path: Keys that lead to them, such as ("model",).
-        prefix: What was taken off every name: "module." where a parallel wrapper was saved.
+        prefix: What was taken off every name: "module." or "_orig_mod." where a wrapper was saved, or both.
         left_out: What else the checkpoint holds and serving does not need, one phrase each.
     """
 
@@ -60,9 +61,18 @@ def find_state_dict(root: Any, *, subject: str) -> StateDict:
     tensors = {name: value for name, value in current.items() if isinstance(value, TensorRef)}
     left_out += _name_left_out(path, [item for item in current.items() if item[0] not in tensors])
     _check_names(tensors, subject)
-    prefix = _PARALLEL_PREFIX if all(name.startswith(_PARALLEL_PREFIX) for name in tensors) else ""
+    prefix = _wrapping(tensors)
     named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return StateDict(tensors=named, path=path, prefix=prefix, left_out=tuple(left_out))
+
+
+def _wrapping(names: Collection[str]) -> str:
+    """Return what wrappers, also one in another, put in front of every name."""
+    prefix = ""
+    for _ in range(_MAX_DEPTH):
+        longer = (prefix + part for part in _WRAPPED)
+        prefix = next((p for p in longer if all(name.startswith(p) and name != p for name in names)), prefix)
+    return prefix
 
 
 def _holds_tensors(value: Any) -> bool:
