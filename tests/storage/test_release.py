@@ -208,6 +208,20 @@ def test_a_record_that_no_manifest_could_hold_is_refused_before_anything_is_publ
     assert not (tmp_path / "org").exists()
 
 
+@pytest.mark.parametrize("changes", [{"sha256": ""}, {"path": "../LICENSE"}])
+def test_a_record_that_no_step_wrote_publishes_nothing_of_this_machine(tmp_path: Path, changes: Any) -> None:
+    secret = tmp_path / "credentials"
+    secret.write_text("secret")
+    uri = storage.join(prepare(str(tmp_path), FILES), WEIGHTS_RECORD)
+    record = PreparedWeights.from_json(storage.read_file(uri), uri=uri)
+    named = {"path": "LICENSE-2", "uri": str(secret), "size_bytes": 6, "sha256": "a" * 64, **changes}
+    forged = replace(record, files=(*record.files, RecordedFile(**named)))
+    storage.write_file(uri, forged.to_json().encode())
+    with pytest.raises(StreamwayError, match=r"without the SHA-256|not a path inside a model"):
+        storage.upload_model(weights_uri=uri.removesuffix(WEIGHTS_RECORD), release_root=str(tmp_path / "root"))
+    assert not (tmp_path / "root").exists()
+
+
 def test_a_release_without_weights_is_refused(root_uri: str) -> None:
     with pytest.raises(ReleaseError, match="no safetensors"):
         storage.upload_model(weights_uri=prepare(root_uri, {"config.json": b"{}"}), release_root=root_uri)

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import put, safetensors_bytes, small_model
+from models import put, safetensors_bytes, safetensors_model, small_model, snapshot_of
 from torch_writer import Call, Global, Member, Raw, checkpoint_bytes, legacy_bytes, members_of, with_member, zip_bytes
 from watched import BUDGET_BYTES
 
 from streamway.errors import StreamwayError
+from streamway.storage.records import SNAPSHOT_RECORD
 from streamway.weights import convert_weights, validate
 
 WATCHED = Path(__file__).parent / "watched.py"
@@ -96,6 +97,18 @@ def is_reading(event: list[str], folder: Path) -> bool:
 
 def test_memory_stays_within_its_budget() -> None:
     assert run_watched("memory")["grown_mib"] < BUDGET_BYTES / 2**20 * 1.3
+
+
+def test_a_record_that_came_with_the_folder_takes_no_files_of_this_machine(tmp_path: Path) -> None:
+    secret = tmp_path / "credentials"
+    secret.write_text("secret")
+    source = snapshot_of(safetensors_model(str(tmp_path / "source")))
+    record = json.loads((tmp_path / "source" / SNAPSHOT_RECORD).read_text())
+    record["files"].append({"path": "LICENSE", "uri": str(secret), "size_bytes": 6, "sha256": "", "crc32c": None})
+    put(source, {SNAPSHOT_RECORD: record})
+    with pytest.raises(StreamwayError, match="'LICENSE' without the SHA-256"):
+        convert_weights(snapshot_uri=source, weights_uri=str(tmp_path / "out"), copy_unchanged=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_archive_bomb_is_not_unpacked(tmp_path: Path) -> None:

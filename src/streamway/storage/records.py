@@ -6,16 +6,19 @@ change is never copied from one step's folder to the next one's. `_snapshot.json
 """
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from streamway.errors import StorageError
+from streamway.storage.addresses import check_relative
 from streamway.storage.segments import ByteReader
 
 SNAPSHOT_RECORD = "_snapshot.json"
 WEIGHTS_RECORD = "_weights.json"
 FORMAT_VERSION = 1
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,24 @@ class PreparedWeights:
     def from_json(cls, text: str | bytes, *, uri: str) -> Self:
         """Read a record; `uri` names it in errors."""
         return _from_json(cls, text, uri)
+
+
+def check_record(files: Iterable[RecordedFile], *, uri: str) -> None:
+    """Hold the files of a record that a step goes on from to what a step writes; `uri` names it in errors.
+
+    A folder that came from elsewhere may bring a record of its own. Who must know a file's hash to name it cannot have
+    files of this machine published that are none of the model's.
+
+    Raises:
+        StorageError: a file has no SHA-256, or a path that leaves the model.
+    """
+    for file in files:
+        check_relative(str(file.path))
+        if not _SHA256.fullmatch(str(file.sha256)):
+            raise StorageError(
+                f"{uri} names {file.path!r} without the SHA-256 of its bytes, which every step records.",
+                next_step="Delete the record and run again; if the folder came from elsewhere, do not trust it.",
+            )
 
 
 def _to_json(record: Any) -> str:

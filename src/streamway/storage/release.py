@@ -24,7 +24,7 @@ from streamway.storage.layout import MANIFEST_SUFFIX, ModelLayout, manifest_uri_
 from streamway.storage.manifest import MAX_BYTES, Manifest, ManifestFile, now
 from streamway.storage.parallel import map_at_once
 from streamway.storage.readers import open_reader
-from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile
+from streamway.storage.records import WEIGHTS_RECORD, PreparedWeights, RecordedFile, check_record
 from streamway.storage.segments import Extent, FilePlan, Progress
 from streamway.storage.transfer import MEMORY_BYTES, WORKERS, write_files
 
@@ -169,7 +169,9 @@ def _read_prepared(weights_uri: str) -> PreparedWeights:
             next_step="Run the conversion first; it also prepares models that are safetensors already.",
         )
     # What the record says goes into the manifest, which must not become longer than any reader takes.
-    return PreparedWeights.from_json(read_file(uri, max_bytes=MAX_BYTES), uri=uri)
+    prepared = PreparedWeights.from_json(read_file(uri, max_bytes=MAX_BYTES), uri=uri)
+    check_record(prepared.files, uri=uri)
+    return prepared
 
 
 def _identity(prepared: PreparedWeights, weights_uri: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from streamway.storage.records import (
     OpenLeft,
     PreparedWeights,
     Snapshot,
+    check_record,
 )
 from streamway.storage.segments import ByteReader
 
@@ -160,6 +161,7 @@ def _from_record(uri: str, record: Snapshot | PreparedWeights) -> ModelSource:
 
     Prepared weights are found beside their record where they lie there, also when the folder was moved since.
     """
+    check_record(record.files, uri=uri)
     moved = isinstance(record, PreparedWeights)
     beside = {file.path: file.uri for file in list_files(uri)} if moved else {}
     return ModelSource(
