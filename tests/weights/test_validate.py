@@ -290,6 +290,14 @@ def test_hostile_text_cannot_reach_the_terminal(tmp_path: Path) -> None:
     assert json.dumps(report.quantisation)
 
 
+def test_of_one_kind_of_finding_a_person_is_shown_the_first_few(tmp_path: Path) -> None:
+    report = validate(sharded(tmp_path, {"a": 0, "b": 1, **{f"gone{number}": 1 for number in range(12)}}))
+    assert codes(report) == ["index-unknown-tensor"] * 12
+    lines = report.lines()
+    assert sum("gone" in line for line in lines) == 10
+    assert lines[-1] == "  2 more of index-unknown-tensor; --json lists them all."
+
+
 def test_every_error_has_a_next_step(tmp_path: Path) -> None:
     report = validate(llama(tmp_path, {}, **{"config.json": None, "x.safetensors": b"x"}))
     assert report.findings

@@ -27,6 +27,8 @@ from streamway.weights.wording import show_name, show_size
 _TOKENIZERS = {"tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json"}
 _CODE_OWNERS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 _READ = (ADAPTER_CONFIG_NAME, *_CODE_OWNERS, INDEX_NAME)
+_MOST_LINES = 10
+"""Of one kind of finding, for a person: the index of another model is wrong about every tensor."""
 _SEVERITIES = (ERROR, WARNING, INFO)
 
 
@@ -69,10 +71,19 @@ class ValidationReport:
             f"  {self.tensors:,} tensors, {show_size(self.tensor_bytes)} in {len(self.files)} files"
             + (f" ({dtypes})" if dtypes else ""),
         ]
+        told: Counter[str] = Counter()
         for finding in self.findings:
+            told[finding.code] += 1
+            if told[finding.code] > _MOST_LINES:
+                continue
             lines.append(f"  {finding.severity:7} {finding.code}: {finding.subject}: {finding.message}")
             if finding.next_step:
                 lines.append(f"          Next: {finding.next_step}")
+        lines += [
+            f"  {count - _MOST_LINES:,} more of {code}; --json lists them all."
+            for code, count in told.items()
+            if count > _MOST_LINES
+        ]
         return lines
 
 
