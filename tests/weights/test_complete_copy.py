@@ -38,6 +38,12 @@ def test_a_complete_copy_of_safetensors_is_equal(root: str) -> None:
         assert read_file(f"{root}/model/{name}") == read_file(f"{root}/source/{name}")
 
 
+def test_the_index_of_another_model_is_not_left_beside_a_copy(tmp_path: Path) -> None:
+    put(tmp_path / "out", {"model.safetensors.index.json": {"weight_map": {"a": "model-00001-of-00002.safetensors"}}})
+    with pytest.raises(WeightsError, match=r"index\.json, which is not part of this model"):
+        convert(pickled_model(tmp_path / "source"), str(tmp_path / "out"), copy_unchanged=True)
+
+
 def test_a_copy_into_itself_or_beside_another_model_is_refused(tmp_path: Path) -> None:
     source = pickled_model(tmp_path / "source")
     with pytest.raises(StorageError, match="both the source and the target"):

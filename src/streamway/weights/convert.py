@@ -266,8 +266,9 @@ class _Work:
         if not self.copy_unchanged:
             return
         ours = {shard.name for shard in plan.shards} | {path for path, _ in plan.kept}
+        ours |= {INDEX_NAME} if plan.index is not None else set()
         for file in list_files(self.uri):
-            if file.path.endswith(".safetensors") and file.path not in ours:
+            if file.path.endswith((".safetensors", ".safetensors.index.json")) and file.path not in ours:
                 raise WeightsError(
                     f"{self.uri} holds {file.path}, which is not part of this model and would be served with it.",
                     next_step="Give an empty folder for the result.",
