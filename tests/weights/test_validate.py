@@ -148,6 +148,8 @@ FOLDERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "config_list": ({"config.json": b"[]"}, ["not-json", "config-missing"]),
     "no_tokenizer": ({"tokenizer.json": None}, ["tokenizer-missing"]),
     "no_template": ({"chat_template.jinja": None}, ["chat-template-missing"]),
+    "empty_tokenizer": ({"tokenizer.json": b""}, ["tokenizer-missing"]),
+    "empty_template": ({"chat_template.jinja": b""}, ["chat-template-missing"]),
     "template_inside": ({"chat_template.jinja": None, "tokenizer_config.json": {"chat_template": "x"}}, []),
     "consolidated": ({"consolidated.safetensors": b"x"}, ["stray-weights"]),
     "second_set": ({"model-00001-of-00001.safetensors": b"x"}, ["stray-weights"]),

@@ -217,7 +217,7 @@ def _model_findings(source: ModelSource, found: ReadSet) -> Iterator[Finding]:
 
 
 def _text_findings(source: ModelSource, config: dict[str, Any]) -> Iterator[Finding]:
-    names = {file.path for file in source.files}
+    names = {file.path for file in source.files if file.size_bytes}
     if not names & _TOKENIZERS and not any(name.endswith(".tiktoken") for name in names):
         yield warning(
             "tokenizer-missing", source.uri, "has no tokenizer, so text cannot be served.", "Add the tokenizer's files."
