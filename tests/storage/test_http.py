@@ -60,6 +60,7 @@ def answer(connection: socket.socket, head: str, body: bytes = b"") -> None:
         ({"Retry-After": "7"}, 7),
         ({"Retry-After": " 0 "}, 0),
         ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "²"}, None),
         ({"RateLimit": '"api";r=0;t=55'}, 55),
         ({}, None),
     ],
@@ -148,6 +149,7 @@ def test_refused_attempts_are_repeated_after_the_time_asked_for(
     [
         "206 OK\r\nContent-Range: bytes 5-14/100",  # another range
         "206 OK\r\nContent-Range: bytes 0-4/100",  # a shorter one
+        "206 OK\r\nContent-Range: bytes 0-9/" + "9" * 5000,  # no number that Python would read
         "206 OK",  # no word about it
         "200 OK",  # all of it
         "416 Range Not Satisfiable\r\nContent-Range: bytes */100",

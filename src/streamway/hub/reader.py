@@ -147,7 +147,7 @@ class HubReader:
         size = headers.get("X-Linked-Size")
         etag = headers.get("X-Linked-ETag") or headers.get("ETag", "")
         etag = etag.removeprefix("W/").strip('"')
-        changed = commit != self._commit_sha or (size is not None and int(size) != self.size_bytes)
+        changed = commit != self._commit_sha or size not in (None, str(self.size_bytes))
         if changed or (etag and etag != self._file.etag):
             raise SourceChangedError(
                 f"{self.uri}: the Hub now says commit {commit}, {size or '?'} bytes, entity tag {etag}; expected "

@@ -127,7 +127,7 @@ def wait_told(headers: Mapping[str, str]) -> float | None:
     """Return the seconds a server asks to wait: Retry-After, or the Hub's RateLimit with its `t=`."""
     told = headers.get("Retry-After")
     if told is not None:
-        if told.strip().isdigit():
+        if re.fullmatch(r"[0-9]+", told.strip()):
             return float(told)
         try:
             when = email.utils.parsedate_to_datetime(told)
@@ -331,7 +331,7 @@ def _check_range(response: urllib3.BaseHTTPResponse, offset: int, length: int, s
     told = response.headers.get("Content-Range", "")
     if response.status == 200 and offset == 0 and length == size_bytes:
         told = f"bytes 0-{length - 1}/{response.headers.get('Content-Length', size_bytes)}"
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", told.strip())
+    match = re.fullmatch(r"bytes ([0-9]{1,20})-([0-9]{1,20})/([0-9]{1,20}|\*)", told.strip())
     if response.status not in (200, 206) or not match:
         raise RetryableError(
             f"asked for bytes {offset}-{offset + length - 1}, the server answers {response.status} "
