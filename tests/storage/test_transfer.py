@@ -201,6 +201,23 @@ def test_a_plan_of_many_segments_is_not_gone_through_for_every_part(tmp_path: Pa
     assert len(passes) == 2 * in_few_parts
 
 
+def test_of_many_files_only_those_under_way_are_looked_at(tmp_path: Path) -> None:
+    looks: list[int] = []
+
+    class Counted(FilePlan):
+        @property
+        def size_bytes(self) -> int:  # type: ignore[override]
+            looks.append(1)
+            return 1
+
+    def looks_for(count: int) -> int:
+        looks.clear()
+        storage.write_files([Counted(uri=str(tmp_path / f"{count}-{n}"), segments=(b"x",)) for n in range(count)])
+        return len(looks)
+
+    assert looks_for(400) < 6 * looks_for(100)
+
+
 def test_a_computed_segment_of_the_wrong_length_is_refused(tmp_path: Path) -> None:
     plan = FilePlan(uri=str(tmp_path / "file"), segments=(Computed(make=lambda: b"123", length_bytes=4),))
     with pytest.raises(TransferError, match="3 bytes long, 4 were promised"):

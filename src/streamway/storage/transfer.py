@@ -156,7 +156,6 @@ class _Job:
         self.target = target
         self.part_bytes = part_bytes
         self.result: WrittenFile | None = None
-        self.begun = False
         self.taken = 0
         self.moved_bytes = 0
         # Parts that are settled, with their memory, until that is put down; both belong to the crew.
@@ -256,7 +255,10 @@ class _Crew:
 
     def __init__(self, jobs: Sequence[_Job], *, part_bytes: int, workers: int, on_progress: Progress | None) -> None:
         self._jobs = jobs
+        # Of any number of files only a few are ever under way, so nobody looks through all of them for a part.
         self._unbegun = list(reversed(jobs))
+        self._open: list[_Job] = []
+        self._unsaved: list[_Job] = []
         self._part_bytes = part_bytes
         self._workers = workers
         self._buffers = [bytearray() for _ in range(workers)]
@@ -308,12 +310,14 @@ class _Crew:
         """Wait for memory and a part to use it for, saving what is settled; None when there is nothing left to do."""
         with self._state:
             while not self._stopped:
-                if settled := next((job for job in self._jobs if job.unsaved and not job.saving), None):
+                if settled := next((job for job in self._unsaved if not job.saving), None):
                     self._save(settled)
                     continue
-                job = next((job for job in self._jobs if job.begun and job.taken < job.part_count), None)
+                job = self._open[0] if self._open else None
                 if job and self._buffers:
                     number, job.taken = job.taken, job.taken + 1
+                    if job.taken == job.part_count:
+                        self._open.remove(job)
                     return _Part(job, number, self._sized(self._buffers.pop(), job.part_length(number)))
                 if not job and self._unbegun:
                     self._begin(self._unbegun.pop())
@@ -332,7 +336,8 @@ class _Crew:
         finally:
             self._state.acquire()
             self._beginning -= 1
-        job.begun = True
+        if job.taken < job.part_count:
+            self._open.append(job)
         self._progress.add(done)
         self._state.notify_all()
 
@@ -343,12 +348,15 @@ class _Crew:
     def _settled(self, part: _Part) -> None:
         self._progress.add(len(part.view))
         with self._state:
+            if not part.job.unsaved:
+                self._unsaved.append(part.job)
             part.job.unsaved.append(part)
             self._state.notify_all()
 
     def _save(self, job: _Job) -> None:
         """Put down how far a file is, outside the lock, and free the memory of the parts that are safe then."""
         parts, job.unsaved, job.saving = job.unsaved, [], True
+        self._unsaved.remove(job)
         self._state.release()
         try:
             job.target.save()
