@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_what_the_disk_refuses_is_an_error_that_names_the_path(tmp_path: Path) -
         with pytest.raises(StorageError, match=rf"{tmp_path}.* cannot be \w+( at)?: \w") as caught:
             refused()
         assert caught.value.next_step
+
+
+def test_what_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    allowed, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        with pytest.raises(StorageError, match="record cannot be written"):
+            storage.write_file(str(tmp_path / "record"), bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, most))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_writing_only_if_absent_keeps_what_is_there(root_uri: str) -> None:

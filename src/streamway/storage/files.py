@@ -140,8 +140,8 @@ def write_file(uri: str, data: bytes, *, if_generation: int | None = None) -> St
 def _replace(path: Path, data: bytes, *, only_if_absent: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    fresh.write_bytes(data)
     try:
+        fresh.write_bytes(data)
         if only_if_absent:
             os.link(fresh, path)
         else:
