@@ -38,6 +38,16 @@ def test_a_complete_copy_of_safetensors_is_equal(root: str) -> None:
         assert read_file(f"{root}/model/{name}") == read_file(f"{root}/source/{name}")
 
 
+def test_a_complete_copy_inside_a_bucket_moves_no_byte_that_is_known(bucket_uri: str) -> None:
+    source = snapshot_of(safetensors_model(f"{bucket_uri}/source"))
+    converted = convert(source, f"{bucket_uri}/model", copy_unchanged=True)
+    assert converted.moved_bytes == 0
+    assert all(read_file(file.uri) == read_file(f"{source}/{file.path}") for file in converted.files)
+    assert {file.uri for file in converted.files} == {
+        f"{bucket_uri}/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")
+    }
+
+
 def test_the_index_of_another_model_is_not_left_beside_a_copy(tmp_path: Path) -> None:
     put(tmp_path / "out", {"model.safetensors.index.json": {"weight_map": {"a": "model-00001-of-00002.safetensors"}}})
     with pytest.raises(WeightsError, match=r"index\.json, which is not part of this model"):

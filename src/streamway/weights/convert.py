@@ -18,6 +18,7 @@ from streamway.errors import StorageError, WeightsError
 from streamway.storage import (
     ModelLayout,
     Release,
+    copy_file,
     delete_files,
     exists,
     find_release,
@@ -31,6 +32,7 @@ from streamway.storage import (
 )
 from streamway.storage.addresses import local_path
 from streamway.storage.digests import crc32c
+from streamway.storage.parallel import map_at_once
 from streamway.storage.records import WEIGHTS_RECORD, OpenLeft, PreparedWeights, RecordedFile
 from streamway.storage.segments import Extent, FilePlan, Progress, SourcePromise, WrittenFile
 from streamway.weights.folders import ModelFolder, sort_folder
@@ -311,17 +313,27 @@ class _Work:
         return _Placed(recorded=tuple(_by_reference(path, file) for path, file in kept), moved_bytes=0)
 
     def _copy(self, plan: ConversionPlan, kept: Sequence[tuple[str, SourceFile]]) -> "_Placed":
+        """Copy what is left unchanged: inside Cloud Storage where it is there with both hashes, else through here."""
+        near = [(path, file) for path, file in kept if self._is_near(file)]
+        copied = map_at_once(lambda pair: self._copy_in_place(*pair), near)
         plans: list[FilePlan] = []
-        for path, file in kept:
+        far = [(path, file) for path, file in kept if not self._is_near(file)]
+        for path, file in far:
             reader = open_reader(file.uri)
             whole = Extent(reader=reader, offset_bytes=0, length_bytes=reader.size_bytes)
             plans.append(FilePlan(uri=join(self.uri, path), segments=[whole], sha256=file.sha256 or None))
         # Beside new shards these are small; where nothing is new, they are all there is to tell.
         written = self._move(plans, tell=not plan.shards)
-        return _Placed(
-            recorded=tuple(_recorded(path, file) for (path, _), file in zip(kept, written, strict=True)),
-            moved_bytes=sum(file.moved_bytes for file in written),
-        )
+        moved = tuple(_recorded(path, file) for (path, _), file in zip(far, written, strict=True))
+        return _Placed(recorded=(*copied, *moved), moved_bytes=sum(file.moved_bytes for file in written))
+
+    def _is_near(self, file: SourceFile) -> bool:
+        return is_gs(self.uri) and is_gs(file.uri) and bool(file.sha256) and file.crc32c is not None
+
+    def _copy_in_place(self, path: str, file: SourceFile) -> RecordedFile:
+        uri = join(self.uri, path)
+        copy_file(file.uri, uri, crc32c=file.crc32c, sha256=file.sha256)
+        return _by_reference(path, replace(file, uri=uri))
 
     def _write_index(self, data: bytes) -> "_Placed":
         plan = FilePlan(uri=join(self.uri, INDEX_NAME), segments=[data], sha256=hashlib.sha256(data).hexdigest())
