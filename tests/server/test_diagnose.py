@@ -143,6 +143,15 @@ def test_a_pod_that_may_not_be_created_says_why(words: str, reason: str) -> None
     assert finding.next_step
 
 
+def test_a_quota_of_what_the_pod_does_not_say_asks_for_a_default() -> None:
+    words = 'pods "tiny-1-abc-xyz" is forbidden: failed quota: cpu: must specify limits.cpu for: engine'
+    finding = find(events=[event("FailedCreate", words, about="r1")])
+
+    assert finding.reason == "quota"
+    assert words in finding.problem
+    assert "LimitRange" in finding.next_step
+
+
 def test_a_webhook_that_does_not_answer_is_not_yet() -> None:
     words = 'Internal error occurred: failed calling webhook "policy": connect: connection refused'
 
@@ -200,6 +209,19 @@ def test_a_missing_secret_is_final() -> None:
     finding = find(container(waiting={"reason": "CreateContainerConfigError", "message": 'secret "key" not found'}))
 
     assert 'secret "key" not found' in finding.problem
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition"),
+        ("CreateContainerError", "context deadline exceeded"),
+        ("CreateContainerError", 'failed to reserve container name "engine": name "engine" is reserved for "1f"'),
+    ],
+)
+def test_a_node_that_is_late_has_two_minutes_to_start_a_container(reason: str, words: str) -> None:
+    assert find(container(waiting={"reason": reason, "message": words})).settle_seconds == 120
+    assert find(container(waiting={"reason": reason, "message": 'secret "key" not found'})).settle_seconds == 0
 
 
 @pytest.mark.parametrize("state", [{"running": {}}, {"waiting": {"reason": "ContainerCreating"}}])
@@ -271,6 +293,17 @@ def test_arguments_that_an_engine_prints_are_no_cause() -> None:
     assert (finding.reason, finding.final) == ("crash_loop", False)
 
 
+def test_a_container_that_someone_else_adds_is_not_told_as_the_engine() -> None:
+    ended = {"exitCode": 1, "reason": "Error"}
+    mesh = {"name": "mesh", "restartCount": 2, "state": {"running": {}}, "lastState": {"terminated": ended}}
+    finding = find(pod(initContainerStatuses=[mesh]), log=["ValueError: of the engine"])
+
+    assert (finding.reason, finding.final) == ("other_container", True)
+    assert "The container mesh, which someone else adds to pod tiny-1-abc-xyz, exits with code 1" in finding.problem
+    assert "of the engine" not in finding.problem
+    assert "kubectl logs tiny-1-abc-xyz --container=mesh" in finding.next_step
+
+
 def test_containers_that_others_add_to_a_pod_are_not_the_engine() -> None:
     ready = {"name": "agent", "restartCount": 4, "state": {"running": {}}}
     engine = {"name": "engine", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
@@ -328,6 +361,17 @@ def test_a_volume_that_cannot_be_mounted_is_told() -> None:
 
     assert finding.reason == "mount"
     assert words in finding.problem
+
+
+def test_a_volume_that_was_mounted_since_is_told_no_more_however_long_the_image_takes() -> None:
+    words = 'MountVolume.SetUp failed for volume "kit" : failed to sync configmap cache: timed out'
+    late = event("FailedMount", words, at="2026-01-01T00:00:01Z")
+    pulling = event("Pulling", 'Pulling image "example.com/e:1"', at="2026-01-01T00:00:01Z")
+    waiting = container(waiting={"reason": "ContainerCreating"})
+    snapshot = Snapshot(deployment=DEPLOYMENT, replica_sets=[], pods=[waiting], events=[late, pulling])
+
+    assert not diagnose(snapshot)
+    assert find(waiting, events=[pulling, event("FailedMount", words, at="2026-01-01T00:00:02Z")]).reason == "mount"
 
 
 def test_the_progress_deadline_is_told_behind_what_the_pod_says() -> None:

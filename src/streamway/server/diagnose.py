@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streamway.cluster import Manifest
+from streamway.server.kit import RESTORE_CONTAINER
 from streamway.server.manifests import CHECK_CONTAINER, CONTAINER
 
 # Events and conditions of the first moments often heal by themselves: an account that was created a moment ago, a
@@ -17,6 +18,9 @@ SETTLE_SECONDS = 5.0
 # What says only that it took long, and so nothing beside any other reason.
 PROGRESS_DEADLINE = "progress_deadline"
 _REGISTRY_SECONDS = 120.0
+# A node that is busy, with unpacking ten gigabytes for example, is late with other things for a while.
+_BUSY_NODE_SECONDS = 120.0
+_BUSY_NODE = re.compile(r"timed out|deadline exceeded|is reserved for", re.IGNORECASE)
 _FINAL_PULL = re.compile(
     r"not found|manifest unknown|name unknown|does not exist|unauthorized|denied|forbidden|invalid reference|"
     r"no match for platform|no such image|not available on this node|no image",
@@ -28,6 +32,8 @@ _START_REASONS = frozenset({"StartError", "ContainerCannotRun"})
 # What the kubelet writes of containers that it did not see end, because the node itself was restarted.
 _LOST_REASONS = frozenset({"Unknown", "ContainerStatusUnknown"})
 _MOUNT_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+# A node comes to these only when every volume is in place.
+_AFTER_MOUNTS = frozenset({"Pulling", "Pulled", "Created", "Started"})
 _NO_SCALE_UP = "NotTriggerScaleUp"
 _SCALING_UP = frozenset({"TriggeredScaleUp"})
 _SCALE_UP_FAILED = frozenset({"FailedScaleUp", "ScaleUpFailed"})
@@ -148,6 +154,13 @@ def _creation_failure(words: str) -> Finding:
             next_step="Raise the ResourceQuota, free what uses it, or ask for less.",
             settle_seconds=SETTLE_SECONDS,
         )
+    if "failed quota" in words and "must specify" in words:
+        return Finding(
+            reason="quota",
+            problem=f"The namespace's quota counts what the pod does not say: {words}",
+            next_step="Give the namespace a LimitRange with a default for what the message names, or a quota without.",
+            settle_seconds=SETTLE_SECONDS,
+        )
     if "is being terminated" in words:
         return Finding(
             reason="namespace_terminating",
@@ -244,15 +257,15 @@ def _of_mounts(pod: Manifest, events: Sequence[Manifest]) -> Iterable[Finding]:
     waiting = not (pod.get("status") or {}).get("containerStatuses") or "waiting" in (
         engine_status(pod).get("state") or {}
     )
-    for event in events[::-1]:
-        if waiting and event.get("reason") in _MOUNT_REASONS:
-            yield Finding(
-                reason="mount",
-                problem=f"A volume of pod {pod['metadata']['name']} cannot be mounted: {event.get('message', '')}",
-                next_step="Correct the volume that the message names.",
-                settle_seconds=3 * SETTLE_SECONDS,
-            )
-            return
+    told = [event for event in events if event.get("reason") in _MOUNT_REASONS | _AFTER_MOUNTS]
+    # What failed at first and was mounted since stays among the events, while the image is pulled for minutes.
+    if waiting and told and told[-1]["reason"] in _MOUNT_REASONS:
+        yield Finding(
+            reason="mount",
+            problem=f"A volume of pod {pod['metadata']['name']} cannot be mounted: {told[-1].get('message', '')}",
+            next_step="Correct the volume that the message names.",
+            settle_seconds=3 * SETTLE_SECONDS,
+        )
 
 
 def _of_container(
@@ -310,6 +323,7 @@ def _cannot_run(container: Manifest, words: str) -> Finding:
         reason="container_start",
         problem=f"The container {container.get('name')} of image {container.get('image')} cannot be started: {words}",
         next_step="Check that the image is an engine's image, and what its settings refer to.",
+        settle_seconds=_BUSY_NODE_SECONDS if _BUSY_NODE.search(words) else 0.0,
     )
 
 
@@ -328,14 +342,23 @@ def _exit(
     pod: Manifest, container: Manifest, ended: Manifest, events: Sequence[Manifest], log_tail: Sequence[str]
 ) -> Finding:
     code, restarts = ended.get("exitCode"), int(container.get("restartCount") or 0)
+    how = f"exits with code {code} ({ended.get('reason') or 'Error'}), "
+    how += f"{restarts} restart{'' if restarts == 1 else 's'} so far."
+    name, pod_name = container.get("name"), pod["metadata"]["name"]
+    if name not in {CONTAINER, RESTORE_CONTAINER}:
+        return Finding(
+            reason="other_container",
+            problem=f"The container {name}, which someone else adds to pod {pod_name}, {how}",
+            next_step=f"Read its log (kubectl logs {pod_name} --container={name}), and ask whoever adds it.",
+            final=_has_failed_again(container),
+        )
     log = quote_log(log_tail)
     if ended.get("reason") == "OOMKilled":
-        limit = _memory_limit(pod, str(container.get("name")))
+        limit = _memory_limit(pod, str(name))
         return Finding(
             reason="out_of_memory",
-            problem=f"The container {container.get('name')} was killed for memory "
-            f"(OOMKilled; its limit is {limit}).{log}",
-            next_step="Raise gpu_count, with which the pod's memory grows, or let the streamer hold less at once: "
+            problem=f"The container {name} was killed for memory (OOMKilled; its limit is {limit}).{log}",
+            next_step="Give the pod more with memory in server.pod, or let the streamer hold less at once: "
             "RUNAI_STREAMER_MEMORY_LIMIT in environment, in bytes.",
         )
     if probe := _failed_probe(events):
@@ -343,13 +366,12 @@ def _exit(
             reason="failing_probe",
             problem=f"The server started but did not become healthy in time and was restarted: {probe}{log}",
             next_step="Read the engine's log; if it was still loading, the startup budget is too small for this "
-            "bucket: check that the zone's cache is running.",
+            "bucket: check that the zone's cache is running, or allow more with startup_seconds in server.pod.",
         )
     hint = advise(log_tail)
     return Finding(
         reason="crash_loop",
-        problem=f"The engine exits with code {code} ({ended.get('reason') or 'Error'}), "
-        f"{restarts} restart{'' if restarts == 1 else 's'} so far.{log}",
+        problem=f"{'The engine' if name == CONTAINER else f'The container {name}'} {how}{log}",
         next_step=hint or "Read the last lines of the log above; correct the setting they name.",
         # One exit may be an accident; an argument that the engine does not know is none, nor a known cause.
         final=_has_failed_again(container) or code == _MISUSE_EXIT_CODE or bool(hint),
