@@ -129,7 +129,10 @@ def test_a_deadline_says_what_was_still_going_on(deploy: Deploy) -> None:
     assert "was not ready within 5 s" in error.problem
 
 
-def test_a_quota_of_the_namespace_is_told(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:
+def test_a_quota_of_the_namespace_is_told_once(
+    deploy: Deploy, connection: ClusterConnection, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="streamway.server")
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -142,6 +145,8 @@ def test_a_quota_of_the_namespace_is_told(deploy: Deploy, connection: ClusterCon
 
     assert error.reason == "quota"
     assert "exceeded quota: no-gpus" in error.problem
+    # The pod is tried again and again, each time under another name.
+    assert caplog.text.count("The namespace's quota does not allow the pod") == 1
 
 
 @pytest.mark.slow

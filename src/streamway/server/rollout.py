@@ -1,6 +1,7 @@
 """Waiting for a revision to be ready: telling what happens meanwhile, and ending at once when it never will be."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -24,6 +25,7 @@ _SILENCE_SECONDS = 300.0
 _LOG_PATIENCE_SECONDS = 2.0
 # Run the engine's image before it does; others may put containers of another image before these.
 _BEFORE = frozenset({CHECK_CONTAINER, RESTORE_CONTAINER})
+_POD_NAME = re.compile(r'(Error creating: )?pods? "[^"]+"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,8 +340,10 @@ class _Narrator:
         self._silent = True
 
     def say(self, sentence: str) -> None:
-        if sentence not in self._said and not self._silent:
-            self._said.add(sentence)
+        # A pod that may not be created is tried under another name each time.
+        meaning = _POD_NAME.sub("", sentence)
+        if meaning not in self._said and not self._silent:
+            self._said.add(meaning)
             logger.info("%s", sentence)
 
     def loaded(self, percent: int) -> None:
