@@ -247,6 +247,24 @@ def test_a_stream_that_breaks_off_fails(engine: Engine) -> None:
     assert "a stream that ends with [DONE]" in failing().problem
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"choices": ["Paris"]}',
+        '{"choices": [{"message": "Paris", "delta": "Paris"}]}',
+        '{"choices": [{"message": {"content": "Paris"}, "delta": {}}], "usage": "none"}',
+        '["Paris"]',
+    ],
+)
+def test_an_answer_of_another_shape_is_wrong_and_no_accident(engine: Engine, reply: str) -> None:
+    engine(reply=reply)
+
+    error = failing()
+
+    assert "the answer is not what the API promises" in error.problem
+    assert not any(check.ok for check in error.report.checks if "answer" in check.name)
+
+
 def test_exact_and_schema_expectations(engine: Engine) -> None:
     engine({"two and two": "4", "as JSON": '```json\n{"city": "Paris"}\n```'})
     schema = '{"type": "object", "required": ["city"], "properties": {"city": {"const": "Paris"}}}'

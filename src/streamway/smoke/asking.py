@@ -18,6 +18,8 @@ T = TypeVar("T")
 # Answers that a healthy rollout gives for a moment: no endpoint behind the Service yet, a connection that was refused
 # or cut, an engine that is busy.
 _NOT_YET = frozenset({408, 425, 429, 502, 503, 504})
+# What reading an answer of another shape than the API's ends with.
+_ODD = (ValueError, TypeError, AttributeError, LookupError)
 _LONGEST_PAUSE_SECONDS = 3.0
 _ONE_ANSWER_SECONDS = 120.0
 
@@ -132,9 +134,9 @@ class Endpoint:
         seconds = time.monotonic() - began
         try:
             text, finished = read(found)
-        except ValueError as error:
+            tokens = int((found.get("usage") or {}).get("completion_tokens") or 0)
+        except _ODD as error:
             raise _broken(error) from error
-        tokens = int((found.get("usage") or {}).get("completion_tokens") or 0)
         return Reply(
             text=text,
             seconds=seconds,
@@ -209,7 +211,7 @@ class Endpoint:
                     raise RefusedError(result.status, words)
             except ClusterUnreachableError as error:
                 words = error.problem
-            except ValueError as error:
+            except _ODD as error:
                 raise _broken(error) from error
             if words != said:
                 said = words
@@ -296,7 +298,7 @@ def _choice(found: dict[str, Any]) -> dict[str, Any]:
     return dict(choices[0])
 
 
-def _broken(error: ValueError) -> RefusedError:
+def _broken(error: Exception) -> RefusedError:
     return RefusedError(200, f"the answer is not what the API promises: {error}")
 
 
