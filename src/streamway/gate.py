@@ -103,11 +103,13 @@ def smoke_test(
                 # The figures of a revision that serves are its own, and noise is no regression.
                 previous_figures={} if serves else before.last_figures,
             )
-        except StreamwayError as error:
-            if isinstance(error, smoke.WrongAnswerError) and (suspicion := endpoint.suspect_kit()):
-                error.add_outcome(suspicion)
+        except Exception as error:
+            # Whatever it is, a mistake of ours too: users must not be left with what has not answered, or with nothing.
+            suspicion = endpoint.suspect_kit() if isinstance(error, smoke.WrongAnswerError) else ""
             # What has proved itself is not taken down because it is asked again, or asked something else.
-            error.add_outcome(endpoint.say_how_to_go_back(before) if has_passed else endpoint.reject())
+            outcome = endpoint.say_how_to_go_back(before) if has_passed else endpoint.reject()
+            if isinstance(error, StreamwayError):
+                error.add_outcome(f"{suspicion} {outcome}".lstrip())
             raise
         except KeyboardInterrupt:
             # A cancelled task, or Ctrl-C; where the revision took the GPU of the one before, nothing serves now.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from streamway import gate
 from streamway.cluster import ClusterConnection
 from streamway.errors import RolloutError
 from streamway.server import Candidate, DeployedServer, read_status
@@ -66,6 +67,39 @@ def test_a_release_that_answers_wrongly_is_taken_back_with_its_report(deploy: De
 
     assert caught.value.report.answers[0].text == "It is Berlin."
     assert read_status(name="tiny", namespace=namespace).active == first.revision
+
+
+class Mistaken(gate.Expectations):
+    """Expectations with a mistake in them."""
+
+    def ask(self, **_place: Any) -> SmokeReport:
+        raise ZeroDivisionError
+
+
+def test_a_mistake_of_ours_in_a_proof_leaves_the_old_revision_serving(deploy: Deploy, namespace: str) -> None:
+    def serving() -> list[tuple[str, int]]:
+        return [(row.name, row.ready) for row in read_status(name="tiny", namespace=namespace).revisions]
+
+    first = deploy()
+    new = {"commit_sha": NEW_SHA, "strategy": "recreate"}
+
+    with pytest.raises(ZeroDivisionError):
+        deploy(**new, verify=lambda _candidate: Mistaken().ask())
+    assert serving() == [(first.revision, 1)]
+
+    held = deploy(**new, hold=True)
+    with pytest.raises(ZeroDivisionError):
+        gate.smoke_test(
+            name="tiny",
+            namespace=namespace,
+            revision=held.revision,
+            service=held.service,
+            port=held.port,
+            served_model_name=held.served_model_name,
+            commit_sha=NEW_SHA,
+            expected=Mistaken(),
+        )
+    assert serving() == [(first.revision, 1)]
 
 
 def test_pods_of_another_release_do_not_pass_for_this_one(deploy: Deploy, namespace: str) -> None:

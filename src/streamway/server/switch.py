@@ -246,7 +246,8 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
         if endpoint.active != plan.revision:
             logger.warning("stopped: %s", _withdrawal(connection, endpoint, plan.revision))
         raise
-    except StreamwayError as error:
+    except Exception as error:
+        # Whatever it is, a mistake of ours too: users must not be left with what has not answered, or with nothing.
         if endpoint.active == plan.revision:
             raise
         serving = f"Revision {old.name} serves on" if old is not None else "Nothing serves: it was the first revision"
@@ -277,7 +278,7 @@ def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old
     except KeyboardInterrupt:
         _give_way(connection, endpoint, plan.revision, old)
         raise
-    except StreamwayError as error:
+    except Exception as error:
         outcome = return_to(connection, endpoint, plan.revision, old, plan.patience)
         raise _with_outcome(error, outcome) from error
     rollout = replace(rollout, phases=(stopped, *rollout.phases))
@@ -466,7 +467,8 @@ def _remove_strays(connection: ClusterConnection, endpoint: Endpoint, wanted: st
             _await_gpus(connection, endpoint, name)
 
 
-def _with_outcome(error: StreamwayError, outcome: str) -> StreamwayError:
+def _with_outcome(error: Exception, outcome: str) -> Exception:
     logger.warning("%s", outcome)
-    error.add_outcome(outcome)
+    if isinstance(error, StreamwayError):
+        error.add_outcome(outcome)
     return error
