@@ -155,6 +155,15 @@ def test_a_progress_deadline_that_is_over_is_told_with_what_was_still_going_on(
     assert "has timed out progressing. It was still starting the engine" in caught.value.problem
 
 
+def test_where_there_is_no_second_gpu_the_way_without_one_is_told(deploy: Deploy) -> None:
+    first = deploy()
+
+    with pytest.raises(RolloutError) as caught:
+        deploy(commit_sha="f" * 40, strategy="surge")
+
+    assert f"take the GPUs of {first.revision}, with a gap: strategy recreate, or auto." in caught.value.next_step
+
+
 def test_objects_of_others_are_not_adopted(deploy: Deploy, connection: ClusterConnection, namespace: str) -> None:
     service = {
         "apiVersion": "v1",

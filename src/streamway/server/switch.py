@@ -250,6 +250,8 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
         # Whatever it is, a mistake of ours too: users must not be left with what has not answered, or with nothing.
         if endpoint.active == plan.revision:
             raise
+        if old is not None and isinstance(error, RolloutError) and _would_gpus_help(error):
+            error.next_step += f" Or let it take the GPUs of {old.name}, with a gap: strategy recreate, or auto."
         serving = f"Revision {old.name} serves on" if old is not None else "Nothing serves: it was the first revision"
         outcome = f"{serving}; {_withdrawal(connection, endpoint, plan.revision)}."
         raise _with_outcome(error, outcome) from error
