@@ -159,6 +159,15 @@ def test_a_cache_that_is_too_large_is_no_kit_and_the_log_says_so(house: Any, cap
     assert read_kits(house.release_uri) == {}
 
 
+def test_an_engine_that_keeps_nothing_gives_no_kit_and_the_log_says_so(
+    house: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.serve(WARM_FILES="{}")
+
+    assert "has left nothing in its cache" in caplog.text
+    assert read_kits(house.release_uri) == {}
+
+
 def test_a_cache_with_a_link_in_it_is_no_kit_and_the_run_passes(house: Any, caplog: pytest.LogCaptureFixture) -> None:
     house.serve(WARM_LINK="1")
 

@@ -96,7 +96,7 @@ def _judge(data: bytes, words: bytes, subject: str) -> None:
         return
     said = words.decode("utf-8", "replace").strip()
     raise ClusterError(
-        f"{subject} failed: {status.get('message') or data[:300].decode('utf-8', 'replace')}"
-        + (f" It said: {said}" if said else ""),
+        f"{subject} failed: {status.get('message') or data[:300].decode('utf-8', 'replace')}".rstrip(".")
+        + (f". It said: {said}" if said else "."),
         next_step="Look at the container; its image must have the program.",
     )

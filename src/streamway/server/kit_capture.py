@@ -25,8 +25,9 @@ logger = logging.getLogger("streamway.server")
 
 CAPTURE_SECONDS = 300.0
 _LOG_BYTES = 4 * 1024 * 1024
-# The shell knows the variable as the engine does; exec replaces it by tar, so that no shell stays between.
-_SEND = f'cd "${CACHE_ROOT}" && exec tar -cf - .'
+# The shell knows the variable as the engine does, which makes no folder where it keeps nothing; exec replaces the shell
+# by tar, so that it does not stay between.
+_SEND = f'mkdir -p "${CACHE_ROOT}" && cd "${CACHE_ROOT}" && exec tar -cf - .'
 
 
 @dataclass(frozen=True, kw_only=True)
