@@ -195,6 +195,12 @@ def test_what_is_only_useful_may_be_missing(script: Script, connection: ClusterC
     assert watched(connection, lambda names: names == [], optional=True) == []
 
 
+def test_what_is_only_useful_is_not_waited_for(script: Script, connection: ClusterConnection) -> None:
+    script.lists += [504] * 100
+
+    assert watched(connection, lambda names: names == [], optional=True) == []
+
+
 def test_silence_lasts_from_the_first_loss_until_the_next_answer(script: Script, connection: ClusterConnection) -> None:
     script.listed(version=5)
     script.watches += ["hold", "drop", "drop", "drop", [{"type": "ADDED", "object": pod("a", 6)}]]

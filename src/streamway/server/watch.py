@@ -101,7 +101,7 @@ class LiveView:
 
     @property
     def complete(self) -> bool:
-        """Whether every collection has been listed once."""
+        """Whether every collection has been listed once; one that is optional need not succeed."""
         with self._changed:
             return len(self._listed) == len(self._sources)
 
@@ -129,12 +129,13 @@ class LiveView:
             except (*_LOST, ValueError, KeyError) as error:
                 if reader.stopped():
                     return
-                self._note_loss(error)
+                self._note_loss(reader.name, source, error)
                 reader.pause(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _list(self, name: str, source: Source) -> str:
-        found = self._connection.get(source.path, source.query, timeout_seconds=15)
+        # Whoever asks comes again by itself, and notices the loss.
+        found = self._connection.request("GET", source.path, query=source.query, timeout_seconds=15, retry_seconds=0)
         with self._changed:
             self._objects[name] = {_key(item): item for item in found.get("items") or ()}
             self._listed.add(name)
@@ -184,8 +185,13 @@ class LiveView:
         with self._changed:
             self._lost_since = None
 
-    def _note_loss(self, error: Exception) -> None:
+    def _note_loss(self, name: str, source: Source, error: Exception) -> None:
         with self._changed:
+            if source.optional:
+                # The events of a crowded namespace may be too many to be listed in time.
+                self._listed.add(name)
+                self._changes += 1
+                self._changed.notify_all()
             if self._lost_since is None:
                 self._lost_since = time.monotonic()
                 logger.info("the API server is gone for the moment, still trying: %s", str(error).split("\n")[0])
