@@ -130,6 +130,7 @@ def read_source(uri: str, *, open_left: OpenLeft | None = None) -> ModelSource:
         StorageError: there are none, or the record cannot be read.
     """
     if record := _read_record(uri):
+        check_record(record.files, uri=uri)
         return replace(_from_record(uri, record), open_left=open_left)
     files = tuple(_stored(file) for file in list_files(uri) if file.path != COPY_RECORD)
     if not files:
@@ -161,7 +162,6 @@ def _from_record(uri: str, record: Snapshot | PreparedWeights) -> ModelSource:
 
     Prepared weights are found beside their record where they lie there, also when the folder was moved since.
     """
-    check_record(record.files, uri=uri)
     moved = isinstance(record, PreparedWeights)
     beside = {file.path: file.uri for file in list_files(uri)} if moved else {}
     return ModelSource(
