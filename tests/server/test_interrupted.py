@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from streamway.cluster import ClusterConnection
-from streamway.errors import ClusterError
+from streamway.errors import ClusterError, RolloutError
 from streamway.server import DeployedServer, deploy_server, read_status
 
 pytestmark = pytest.mark.slow
@@ -172,6 +172,21 @@ def test_a_change_that_is_killed_can_be_taken_back(
 
     assert again.revision == first.revision
     assert left(connection, namespace)["Deployment"] == [f"tiny-{first.revision}"]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "surge"])
+def test_a_change_that_is_killed_and_then_fails_returns_by_whatever_strategy(
+    deploy: Deploy, run_until: Callable[..., None], namespace: str, strategy: str
+) -> None:
+    first = deploy()
+    run_until("scaled to 0", commit_sha=NEW_SHA, strategy="recreate")
+
+    with pytest.raises(RolloutError) as caught:
+        deploy(commit_sha=NEW_SHA, strategy=strategy, CRASH="RuntimeError: oh no")
+
+    assert f"Revision {first.revision} serves again" in caught.value.problem
+    (row,) = read_status(name="tiny", namespace=namespace).revisions
+    assert (row.name, row.ready) == (first.revision, 1)
 
 
 def test_a_return_that_is_killed_is_completed_by_the_next(

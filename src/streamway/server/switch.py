@@ -143,9 +143,10 @@ def roll_out(connection: ClusterConnection, endpoint: Endpoint, plan: Plan) -> S
     _remove_strays(connection, endpoint, plan.revision)
     settle_previous(connection, endpoint, wanted=plan.revision)
     old = endpoint.active_revision if endpoint.active != plan.revision else None
-    if old is None or plan.strategy in {"surge", "blue_green"}:
+    # What a killed run has stopped serves on beside nothing; it is what a failure returns to.
+    if old is None or (old.replicas and plan.strategy in {"surge", "blue_green"}):
         return _beside(connection, endpoint, plan, old)
-    if plan.strategy == "recreate":
+    if plan.strategy == "recreate" or not old.replicas:
         return _in_place(connection, endpoint, plan, old)
     try:
         return _beside(connection, endpoint, replace(plan, strategy="surge"), old)
