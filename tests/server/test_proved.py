@@ -12,7 +12,7 @@ import pytest
 
 from streamway import gate
 from streamway.cluster import ClusterConnection
-from streamway.errors import RolloutError
+from streamway.errors import ClusterPermissionError, RolloutError
 from streamway.server import Candidate, DeployedServer, read_status
 from streamway.smoke import Question, SmokeReport, WrongAnswerError, smoke_test
 
@@ -67,6 +67,36 @@ def test_a_release_that_answers_wrongly_is_taken_back_with_its_report(deploy: De
 
     assert caught.value.report.answers[0].text == "It is Berlin."
     assert read_status(name="tiny", namespace=namespace).active == first.revision
+
+
+def test_what_the_api_server_refuses_makes_no_gap(
+    deploy: Deploy, cluster: Any, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="streamway.server")
+    first = deploy()
+    denial = {"resource": "deployments.apps", "namespace": namespace, "operations": ["CREATE"]}
+    cluster.misfortunes.cause("denials", message="no such image", **denial)
+
+    with pytest.raises(ClusterPermissionError) as caught:
+        deploy(commit_sha=NEW_SHA, strategy="recreate")
+
+    assert "no such image" in caught.value.problem
+    assert f"Revision {first.revision} serves on." in caught.value.problem
+    assert "scaled to 0" not in caplog.text
+    assert read_status(name="tiny", namespace=namespace).revisions[0].ready == 1
+
+
+def test_a_webhook_that_judges_no_dry_run_stops_nothing(deploy: Deploy, cluster: Any, namespace: str) -> None:
+    first = deploy()
+    denial = {"resource": "deployments.apps", "namespace": namespace, "operations": ["CREATE"]}
+    message = 'admission webhook "x" does not support dry run'
+    cluster.misfortunes.cause("denials", message=message, **denial)
+
+    with pytest.raises(ClusterPermissionError) as caught:
+        deploy(commit_sha=NEW_SHA, strategy="recreate")
+
+    # It was tried in earnest.
+    assert f"Revision {first.revision} serves again" in caught.value.problem
 
 
 class Mistaken(gate.Expectations):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from streamway.cluster import ClusterConnection, Manifest
-from streamway.errors import ClusterError, RolloutError, StreamwayError
+from streamway.errors import ClusterError, ClusterUnreachableError, RolloutError, StreamwayError
 from streamway.server.apply import apply, check_scale, scale
 from streamway.server.endpoint import (
     KEEP_UNTIL,
@@ -266,6 +266,8 @@ def _beside(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: 
 
 def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old: Revision) -> Switched:
     """The old revision gives its GPUs to the new one; it comes back if the new one fails."""
+    if old.replicas:
+        _have_judged(connection, plan, old)
     logger.warning(
         "endpoint %s will not answer from now until revision %s is ready: it takes the GPUs of %s",
         endpoint.name,
@@ -288,6 +290,25 @@ def _in_place(connection: ClusterConnection, endpoint: Endpoint, plan: Plan, old
     if not plan.hold:
         promote(connection, endpoint, plan, old, proof=proof.said, figures=proof.figures)
     return Switched(rollout=rollout, service=service, changed=True, gap=True)
+
+
+def _have_judged(connection: ClusterConnection, plan: Plan, old: Revision) -> None:
+    """Have the API server judge a new revision before the old one stops for it.
+
+    Raises:
+        ClusterError: it refuses the revision; the old one serves on.
+    """
+    if plan.deployment is None:
+        return
+    try:
+        # By force, because nothing is kept: whose fields they are is seen when it is applied.
+        apply(connection, plan.deployment, force=True, dry_run=True)
+    except ClusterUnreachableError:
+        raise
+    except ClusterError as error:
+        # A webhook that does more than to judge is not asked without it, and refuses for that reason alone.
+        if "does not support dry run" not in error.problem:
+            raise _with_outcome(error, f"Revision {old.name} serves on.") from error
 
 
 def return_to(
