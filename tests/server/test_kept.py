@@ -28,8 +28,9 @@ Deploy = Callable[..., DeployedServer]
 OLD, NEW = {"commit_sha": "c" * 40}, {"commit_sha": "d" * 40}
 KEPT, ACTIVE = "ccccccc-00000", "ddddddd-00000"
 STOPPING = ("deployments/scale", "cronjobs", "roles", "rolebindings")
-# By its schedule it begins within a minute of the end of the revision's time.
-LONGEST_SECONDS = 90
+NOW = datetime(2026, 11, 27, 23, 0, 0, tzinfo=UTC)
+# By its schedule it begins in one of the first two minutes after the end of the revision's time.
+LONGEST_SECONDS = 150
 
 
 def labels(revision: str = "") -> dict[str, str]:
@@ -116,13 +117,13 @@ def two_gpus(cluster: Any) -> None:
 
 @pytest.fixture
 def a_minute_passes(cluster: Any) -> Iterator[Callable[[], None]]:
-    """Moves the clock of schedules on, where that can be done; elsewhere one waits for it."""
+    """Moves the clock of schedules on beyond the next date, where that can be done; elsewhere one waits for it."""
     passed: list[int] = []
 
     def move() -> None:
         if cluster.misfortunes.url:
-            passed.append(60)
-            cluster.misfortunes.cause("clock", advance_seconds=60)
+            passed.append(100)
+            cluster.misfortunes.cause("clock", advance_seconds=100)
 
     yield move
     if passed:
@@ -185,19 +186,30 @@ def test_what_is_gone_back_to_meanwhile_is_left_alone_and_its_stopper_is_gone(
     assert read_endpoint(connection, namespace, "tiny").revisions[first.revision].replicas == 1
 
 
-def test_status_says_until_when_a_revision_is_kept_and_how_that_ends(kept: Kept) -> None:
+def status_line(kept: Kept) -> str:
     command = [sys.executable, "-c", "from streamway.cli import main; main()", "status", "tiny"]
+    done = subprocess.run([*command, "--namespace", kept.namespace], capture_output=True, text=True, check=True)
+    return next(line for line in done.stdout.splitlines() if line.startswith("Kept"))
 
-    def line() -> str:
-        done = subprocess.run([*command, "--namespace", kept.namespace], capture_output=True, text=True, check=True)
-        return next(line for line in done.stdout.splitlines() if line.startswith("Kept"))
 
+def test_status_says_until_when_a_revision_is_kept_and_how_that_ends(kept: Kept) -> None:
     told = f"Kept      {KEPT} runs on until {time_text(kept.until)}"
-    assert line() == f"{told}, and then holds its GPU until the next rollout: nothing in the cluster stops it"
+    unstopped = "and then holds its GPU until the next rollout: nothing in the cluster stops it"
+    assert status_line(kept) == f"{told}, {unstopped}"
 
     kept.leave_stopper()
 
-    assert line() == f"{told}, and is stopped then"
+    assert status_line(kept) == f"{told}, and is stopped then"
+
+
+def test_status_says_where_to_look_when_what_was_kept_has_not_been_stopped(kept: Kept) -> None:
+    kept.until -= timedelta(minutes=10)
+    until = time_text(kept.until)
+    kept.change_service({"metadata": {"annotations": {"streamway/keep-previous-until": until}}})
+    kept.leave_stopper()
+
+    told = f"Kept      {KEPT} was to run until {until}, and still runs; `kubectl get cronjobs,jobs,events "
+    assert status_line(kept) == f"{told}--namespace={kept.namespace}` says why the cluster has not stopped it"
 
 
 def test_a_held_revision_leaves_the_stopper_that_its_deployment_asked_for(
@@ -347,7 +359,7 @@ def made_up() -> tuple[Endpoint, Revision]:
 @pytest.mark.parametrize("version", ["1.30", "1.36"])
 def test_what_stops_a_revision_follows_the_schemas_and_belongs_to_it(version: str) -> None:
     endpoint, kept = made_up()
-    manifests = stopper_manifests(endpoint, kept, datetime(2026, 11, 27, 23, 0, 1, tzinfo=UTC), image=STOPPER_IMAGE)
+    manifests = stopper_manifests(endpoint, kept, NOW, image=STOPPER_IMAGE, earliest=NOW)
 
     for manifest in manifests:
         kubernetes_validate.validate(manifest, version, strict=True)
@@ -357,29 +369,33 @@ def test_what_stops_a_revision_follows_the_schemas_and_belongs_to_it(version: st
 
 def test_what_stops_a_revision_is_no_pod_of_the_endpoint_and_needs_no_gpu() -> None:
     endpoint, kept = made_up()
-    cron_job = stopper_manifests(endpoint, kept, datetime.now(UTC), image=STOPPER_IMAGE)[-1]
+    cron_job = stopper_manifests(endpoint, kept, NOW, image=STOPPER_IMAGE, earliest=NOW)[-1]
     template = cron_job["spec"]["jobTemplate"]["spec"]["template"]
 
     assert not template["metadata"]["labels"].keys() & {"app.kubernetes.io/instance", "streamway/revision"}
     (container,) = template["spec"]["containers"]
-    assert container["resources"]["limits"].keys() == {"memory", "ephemeral-storage"}
+    assert container["resources"]["limits"].keys() == {"cpu", "memory", "ephemeral-storage"}
     assert "nvidia" not in json.dumps(container["resources"])
     assert not template["spec"]["enableServiceLinks"]
     assert template["spec"]["securityContext"]["runAsNonRoot"]
 
 
 @pytest.mark.parametrize(
-    ("until", "schedule"),
+    ("until", "earliest", "schedule"),
     [
-        (datetime(2026, 11, 27, 23, 0, 0, tzinfo=UTC), "0 23 27 11 *"),
-        (datetime(2026, 11, 27, 23, 0, 1, tzinfo=UTC), "1 23 27 11 *"),
-        (datetime(2026, 12, 31, 23, 59, 30, tzinfo=UTC), "0 0 1 1 *"),
+        (NOW, NOW, "0 23 27 11 *"),
+        (NOW + timedelta(seconds=1), NOW, "1 23 27 11 *"),
+        (datetime(2026, 12, 31, 23, 59, 30, tzinfo=UTC), NOW, "0 0 1 1 *"),
+        (NOW, NOW + timedelta(seconds=90), "2 23 27 11 *"),
     ],
 )
-def test_a_revision_is_stopped_in_the_first_minute_that_is_not_too_early(until: datetime, schedule: str) -> None:
+def test_a_revision_is_stopped_in_the_first_minute_that_is_not_too_early_and_can_be_met(
+    until: datetime, earliest: datetime, schedule: str
+) -> None:
     endpoint, kept = made_up()
+    cron_job = stopper_manifests(endpoint, kept, until, image=STOPPER_IMAGE, earliest=earliest)[-1]
 
-    assert stopper_manifests(endpoint, kept, until, image=STOPPER_IMAGE)[-1]["spec"]["schedule"] == schedule
+    assert cron_job["spec"]["schedule"] == schedule
 
 
 def test_what_stops_a_revision_runs_in_the_image_that_our_own_is_made_from() -> None:
@@ -402,6 +418,6 @@ def test_any_image_with_a_version_may_stop_a_revision(image: str) -> None:
     endpoint, kept = made_up()
     check_takeover("blue_green", 3600, image)
 
-    cron_job = stopper_manifests(endpoint, kept, datetime.now(UTC), image=image)[-1]
+    cron_job = stopper_manifests(endpoint, kept, NOW, image=image, earliest=NOW)[-1]
     (container,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["image"] == image

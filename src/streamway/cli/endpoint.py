@@ -1,6 +1,7 @@
 """`streamway status` and `streamway rollback`: an endpoint as it is, and the way back."""
 
 import dataclasses
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -14,6 +15,8 @@ from streamway.errors import StreamwayError
 
 # Whoever looks at an endpoint in trouble does not wait long for its caches.
 _CACHE_SECONDS = 10.0
+# What the cluster stops by itself, it stops in one of the first minutes after.
+_STOPPING = timedelta(minutes=5)
 
 name_argument = click.argument("name")
 namespace_option = click.option("--namespace", default="models", show_default=True, help="Kubernetes namespace.")
@@ -113,13 +116,20 @@ def _read_caches(release_uris: list[str]) -> list[tuple[str, ZoneCache]]:
     return found
 
 
-def _end_words(found: server.EndpointStatus) -> str:
-    """How what is kept comes to its end."""
-    if found.stops_by_itself is None:
-        return ""
-    if found.stops_by_itself:
-        return ", and is stopped then"
-    return ", and then holds its GPU until the next rollout: nothing in the cluster stops it"
+def _kept_words(found: server.EndpointStatus) -> str:
+    """Until when a revision is kept, and how that comes to its end."""
+    until = found.keep_previous_until
+    if found.stops_by_itself and until < f"{datetime.now(UTC) - _STOPPING:%Y-%m-%dT%H:%M:%SZ}":
+        return (
+            f"was to run until {until}, and still runs; `kubectl get cronjobs,jobs,events "
+            f"--namespace={found.namespace}` says why the cluster has not stopped it"
+        )
+    ends = {
+        None: "",
+        True: ", and is stopped then",
+        False: ", and then holds its GPU until the next rollout: nothing in the cluster stops it",
+    }
+    return f"runs on until {until}{ends[found.stops_by_itself]}"
 
 
 def _pod_words(revision: server.RevisionStatus) -> str:
@@ -150,7 +160,7 @@ def _status_lines(found: server.EndpointStatus) -> list[str]:
         f"Tested    {found.last_smoke_test or 'never'}{f', at {found.tested_at}' if found.tested_at else ''}",
     ]
     if found.keep_previous_until:
-        lines.append(f"Kept      {found.previous} runs on until {found.keep_previous_until}{_end_words(found)}")
+        lines.append(f"Kept      {found.previous} {_kept_words(found)}")
     return lines + [
         f"  {revision.role:10} {revision.name:16} {revision.model_id} at {revision.commit_sha[:12]}, "
         f"{_pod_words(revision)}, {revision.image}, made {revision.created}{_FATES.get(revision.role, '')}"

@@ -34,6 +34,8 @@ _KINDS = ((f"{_RBAC}/v1", "RoleBinding"), (f"{_RBAC}/v1", "Role"), ("batch/v1", 
 # A user without a name in any image.
 _NOBODY = 65534
 _DAY_SECONDS = 24 * 3600
+# A date that has passed when the CronJob is there, by the cluster's clock and not by ours, means next year.
+_LEAD_SECONDS = 30
 
 
 def check_stopper_image(image: str) -> None:
@@ -68,7 +70,8 @@ def leave_stopper(
         ClusterUnreachableError: the API server does not answer; all else is only said.
     """
     try:
-        for manifest in stopper_manifests(endpoint, kept, until, image=image):
+        earliest = datetime.now(UTC) + timedelta(seconds=_LEAD_SECONDS)
+        for manifest in stopper_manifests(endpoint, kept, until, image=image, earliest=earliest):
             apply(connection, manifest)
     except ClusterUnreachableError:
         raise
@@ -120,8 +123,18 @@ def stopper_name(revision: str) -> str:
     return f"stop-{revision}"
 
 
-def stopper_manifests(endpoint: Endpoint, kept: Revision, until: datetime, *, image: str) -> list[Manifest]:
-    """What stops a revision, in the order in which it is applied: where a right is missing, nothing is made before."""
+def stopper_manifests(
+    endpoint: Endpoint, kept: Revision, until: datetime, *, image: str, earliest: datetime
+) -> list[Manifest]:
+    """What stops a revision, in the order in which it is applied: where a right is missing, nothing is made before.
+
+    Args:
+        endpoint: The endpoint.
+        kept: The revision.
+        until: When its time is over.
+        image: An image with python3.
+        earliest: Before this no date can be met any more.
+    """
     name = stopper_name(kept.name)
     role = {"apiGroup": _RBAC, "kind": "Role", "name": name}
     subject = {"kind": "ServiceAccount", "name": name, "namespace": endpoint.namespace}
@@ -129,7 +142,7 @@ def stopper_manifests(endpoint: Endpoint, kept: Revision, until: datetime, *, im
         _object(endpoint, kept, f"{_RBAC}/v1", "Role", rules=_rules(endpoint, kept)),
         _object(endpoint, kept, f"{_RBAC}/v1", "RoleBinding", roleRef=role, subjects=[subject]),
         _object(endpoint, kept, "v1", "ServiceAccount", automountServiceAccountToken=False),
-        _object(endpoint, kept, "batch/v1", "CronJob", spec=_schedule(endpoint, kept, until, image)),
+        _object(endpoint, kept, "batch/v1", "CronJob", spec=_schedule(endpoint, kept, until, image, earliest)),
     ]
 
 
@@ -157,9 +170,10 @@ def _rules(endpoint: Endpoint, kept: Revision) -> list[Manifest]:
     ]
 
 
-def _schedule(endpoint: Endpoint, kept: Revision, until: datetime, image: str) -> Manifest:
+def _schedule(endpoint: Endpoint, kept: Revision, until: datetime, image: str, earliest: datetime) -> Manifest:
     # The first whole minute that is not before.
-    at = (until.astimezone(UTC) + timedelta(seconds=59, microseconds=999_999)).replace(second=0, microsecond=0)
+    last_moment = max(until, earliest).astimezone(UTC) + timedelta(seconds=59, microseconds=999_999)
+    at = last_moment.replace(second=0, microsecond=0)
     return {
         "schedule": f"{at.minute} {at.hour} {at.day} {at.month} *",
         "timeZone": "Etc/UTC",
@@ -206,14 +220,14 @@ def _container(endpoint: Endpoint, kept: Revision, until: datetime, image: str) 
     service = f"{collection_path('v1', 'Service', endpoint.namespace)}/{endpoint.name}"
     deployment = f"{collection_path('apps/v1', 'Deployment', endpoint.namespace)}/{kept.deployment_name}"
     record = json.dumps({PREVIOUS: kept.name, KEEP_UNTIL: time_text(until)})
-    resources = {"memory": "128Mi", "ephemeral-storage": "10Mi"}
+    resources = {"cpu": "100m", "memory": "128Mi", "ephemeral-storage": "10Mi"}
     return {
         "name": "stop",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["python3", "-c", script],
         "args": [service, deployment, time_text(until), record, json.dumps({REVISION: kept.name})],
-        "resources": {"requests": {"cpu": "100m", **resources}, "limits": resources},
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
