@@ -31,11 +31,11 @@ browser: ## Install Chromium, which the report's tests look through, where there
 		$$sudo apt-get update -qq && $$sudo apt-get install --yes -qq --no-install-recommends chromium >/dev/null; }
 
 test: $(STAMP) browser lint ## Check everything, with the real engine
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not engine"
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not engine"
 	$(BIN)/pytest -m engine
 
 fast: $(STAMP) browser ## The tests that take seconds
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not engine and not slow"
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not engine and not slow"
 
 lint: $(STAMP) ## Style, types and walls
 	@mkdir -p $(TREE)/streamway
