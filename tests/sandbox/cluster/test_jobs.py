@@ -193,9 +193,10 @@ def test_only_so_many_jobs_are_remembered(
     daily(successfulJobsHistoryLimit=0)
     days_pass()
 
-    wait_until(lambda: cluster.get(jobs)["items"])
-    wait_until(lambda: cluster.get(jobs)["items"] == [])
-    assert cluster.events(namespace, reason="SuccessfulDelete")
+    # The Job itself may be there too short a time to be seen.
+    wait_until(lambda: cluster.events(namespace, reason="SuccessfulDelete"))
+    assert cluster.events(namespace, reason="SuccessfulCreate")
+    assert cluster.get(jobs)["items"] == []
 
 
 def test_what_a_cron_job_has_made_goes_with_it(

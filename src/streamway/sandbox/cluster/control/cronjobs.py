@@ -12,7 +12,7 @@ from streamway.sandbox.cluster.api.store import Change
 from streamway.sandbox.cluster.control.events import Recorder
 from streamway.sandbox.cluster.control.jobs import end_of
 from streamway.sandbox.cluster.control.loop import Key
-from streamway.sandbox.cluster.control.owned import CONTROLLER, owner_reference
+from streamway.sandbox.cluster.control.owned import CONTROLLER, keys_of, owner_reference
 from streamway.sandbox.cluster.objects import (
     Object,
     clone,
@@ -46,12 +46,7 @@ class CronJobController:
 
     def keys_for(self, change: Change) -> Iterable[Key]:
         """React to CronJobs and to their Jobs."""
-        if change.kind is CRON_JOB:
-            yield namespace_of(change.item), name_of(change.item)
-        elif change.kind is JOB:
-            owner = controller_of(change.item)
-            if owner is not None and owner["kind"] == "CronJob":
-                yield namespace_of(change.item), owner["name"]
+        return keys_of(change, CRON_JOB, JOB)
 
     def reconcile(self, key: Key) -> float | None:
         """Start what is due, and tell what runs."""

@@ -9,7 +9,7 @@ from streamway.sandbox.cluster.api.store import Change
 from streamway.sandbox.cluster.control import rollouts
 from streamway.sandbox.cluster.control.events import Recorder
 from streamway.sandbox.cluster.control.loop import Key
-from streamway.sandbox.cluster.control.owned import CONTROLLER, claim, owner_reference
+from streamway.sandbox.cluster.control.owned import CONTROLLER, claim, keys_of, owner_reference
 from streamway.sandbox.cluster.control.progress import deployment_status
 from streamway.sandbox.cluster.objects import (
     Object,
@@ -40,13 +40,8 @@ class DeploymentController:
     def keys_for(self, change: Change) -> Iterable[Key]:
         """React to Deployments, their ReplicaSets, and pods that are gone, which recreation waits for."""
         item = change.item
-        if change.kind is DEPLOYMENT:
-            yield namespace_of(item), name_of(item)
-        elif change.kind is REPLICA_SET:
-            owner = controller_of(item)
-            if owner is not None and owner["kind"] == "Deployment":
-                yield namespace_of(item), owner["name"]
-        elif change.kind is POD and (change.type == "DELETED" or dig(item, "status", "phase") in _FINISHED):
+        yield from keys_of(change, DEPLOYMENT, REPLICA_SET)
+        if change.kind is POD and (change.type == "DELETED" or dig(item, "status", "phase") in _FINISHED):
             yield from self._deployment_of_pod(item)
 
     def _deployment_of_pod(self, pod: Object) -> Iterable[Key]:

@@ -9,14 +9,13 @@ from streamway.sandbox.cluster.api.statuses import ApiError
 from streamway.sandbox.cluster.api.store import Change
 from streamway.sandbox.cluster.control.events import Recorder
 from streamway.sandbox.cluster.control.loop import Key
-from streamway.sandbox.cluster.control.owned import CONTROLLER, claim, create_pod, is_active
+from streamway.sandbox.cluster.control.owned import CONTROLLER, claim, create_pod, is_active, keys_of
 from streamway.sandbox.cluster.control.replicasets import is_ready
 from streamway.sandbox.cluster.objects import (
     Object,
     age_seconds,
     clone,
     condition_of,
-    controller_of,
     dig,
     is_deleting,
     name_of,
@@ -44,12 +43,7 @@ class JobController:
 
     def keys_for(self, change: Change) -> Iterable[Key]:
         """React to Jobs and to their pods."""
-        if change.kind is JOB:
-            yield namespace_of(change.item), name_of(change.item)
-        elif change.kind is POD:
-            owner = controller_of(change.item)
-            if owner is not None and owner["kind"] == "Job":
-                yield namespace_of(change.item), owner["name"]
+        return keys_of(change, JOB, POD)
 
     def reconcile(self, key: Key) -> float | None:
         """Bring one Job on by what its pods have come to."""

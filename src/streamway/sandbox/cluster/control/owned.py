@@ -1,9 +1,13 @@
 """Who belongs to whom: the look-ups that workload controllers share."""
 
+from collections.abc import Iterable
+
 from streamway.sandbox.cluster.api.caller import component
 from streamway.sandbox.cluster.api.kinds import POD, Kind
 from streamway.sandbox.cluster.api.registry import Registry
 from streamway.sandbox.cluster.api.selectors import match_selector
+from streamway.sandbox.cluster.api.store import Change
+from streamway.sandbox.cluster.control.loop import Key
 from streamway.sandbox.cluster.objects import (
     Object,
     clone,
@@ -19,6 +23,17 @@ from streamway.sandbox.cluster.objects import (
 CONTROLLER = component("kube-controller-manager")
 
 _FINISHED = ("Succeeded", "Failed")
+
+
+def keys_of(change: Change, owners: Kind, owned: Kind) -> Iterable[Key]:
+    """Name the object of a kind that a change is about: itself, or the one that owns what has changed."""
+    item = change.item
+    if change.kind is owners:
+        yield namespace_of(item), name_of(item)
+    elif change.kind is owned:
+        owner = controller_of(item)
+        if owner is not None and owner["kind"] == owners.name:
+            yield namespace_of(item), owner["name"]
 
 
 def owner_reference(owner: Object) -> Object:

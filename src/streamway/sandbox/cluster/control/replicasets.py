@@ -9,13 +9,12 @@ from streamway.sandbox.cluster.api.statuses import ApiError
 from streamway.sandbox.cluster.api.store import Change
 from streamway.sandbox.cluster.control.events import Recorder
 from streamway.sandbox.cluster.control.loop import Key
-from streamway.sandbox.cluster.control.owned import CONTROLLER, claim, create_pod, is_active
+from streamway.sandbox.cluster.control.owned import CONTROLLER, claim, create_pod, is_active, keys_of
 from streamway.sandbox.cluster.objects import (
     Object,
     age_seconds,
     clone,
     condition_of,
-    controller_of,
     dig,
     is_deleting,
     labels_of,
@@ -41,12 +40,7 @@ class ReplicaSetController:
 
     def keys_for(self, change: Change) -> Iterable[Key]:
         """React to ReplicaSets and to the pods they own."""
-        if change.kind is REPLICA_SET:
-            yield namespace_of(change.item), name_of(change.item)
-        elif change.kind is POD:
-            owner = controller_of(change.item)
-            if owner is not None and owner["kind"] == "ReplicaSet":
-                yield namespace_of(change.item), owner["name"]
+        return keys_of(change, REPLICA_SET, POD)
 
     def reconcile(self, key: Key) -> float | None:
         """Create or delete pods, then tell how many there are."""
